@@ -1,0 +1,103 @@
+// The vocabulary in AVX2, FMA and F16C: 8 lanes.
+#pragma once
+
+#include <immintrin.h>
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+constexpr int kLanes = 8;
+
+struct F32 {
+  __m256 lanes;
+};
+
+inline F32 zero() { return {_mm256_setzero_ps()}; }
+inline F32 splat(float value) { return {_mm256_set1_ps(value)}; }
+inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+
+inline float reduce_add(F32 a) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+inline __m128i load_16_bit(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+
+inline void store_16_bit(void* p, __m128i bits) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), bits);
+}
+
+inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+
+inline F32 load(const BF16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(load_16_bit(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+
+inline F32 load(const F16* p) { return {_mm256_cvtph_ps(load_16_bit(p))}; }
+
+// The high halves of the result are bf16 bits, rounded to nearest even; the low halves are rest.
+inline __m256i round_high_half(F32 a) {
+  const __m256i bits = _mm256_castps_si256(a.lanes);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, bias));
+  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+  const __m256 is_nan = _mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q);
+  return _mm256_castps_si256(_mm256_blendv_ps(rounded, nan, is_nan));
+}
+
+inline __m128i to_bf16(F32 a) {
+  const __m256i narrow = _mm256_srli_epi32(round_high_half(a), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(narrow), _mm256_extracti128_si256(narrow, 1));
+}
+
+inline __m128i to_f16(F32 a) {
+  return _mm256_cvtps_ph(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.lanes); }
+inline void store(BF16* p, F32 a) { store_16_bit(p, to_bf16(a)); }
+inline void store(F16* p, F32 a) { store_16_bit(p, to_f16(a)); }
+
+// Rows end here once each, so a copy through the stack costs less than it would to read.
+template <class T>
+inline F32 load_some(const T* p, int64_t n) {
+  T buffer[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+
+template <class T>
+inline void store_some(T* p, F32 a, int64_t n) {
+  T buffer[kLanes];
+  store(buffer, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+template <class T>
+inline F32 round_to(F32 a);
+
+template <>
+inline F32 round_to<float>(F32 a) {
+  return a;
+}
+
+template <>
+inline F32 round_to<BF16>(F32 a) {
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(round_high_half(a), high))};
+}
+
+template <>
+inline F32 round_to<F16>(F32 a) {
+  return {_mm256_cvtph_ps(to_f16(a))};
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL

@@ -1,0 +1,93 @@
+// The vocabulary in AVX-512 F, BW, VL and DQ: 16 lanes, and masks for the ends of rows.
+// bf16 is rounded by hand: the AVX512_BF16 conversion flushes subnormals to zero.
+#pragma once
+
+#include <immintrin.h>
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+constexpr int kLanes = 16;
+
+struct F32 {
+  __m512 lanes;
+};
+
+inline F32 zero() { return {_mm512_setzero_ps()}; }
+inline F32 splat(float value) { return {_mm512_set1_ps(value)}; }
+inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.lanes); }
+
+inline F32 from_bf16(__m256i bits) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+
+inline F32 from_f16(__m256i bits) { return {_mm512_cvtph_ps(bits)}; }
+
+// The high halves of the result are bf16 bits, rounded to nearest even; the low halves are rest.
+inline __m512i round_high_half(F32 a) {
+  const __m512i bits = _mm512_castps_si512(a.lanes);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q);
+  return _mm512_mask_blend_epi32(is_nan, _mm512_add_epi32(bits, bias),
+                                 _mm512_set1_epi32(0x7fc00000));
+}
+
+inline __m256i to_bf16(F32 a) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_high_half(a), 16));
+}
+
+inline __m256i to_f16(F32 a) {
+  return _mm512_cvtps_ph(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32 load(const BF16* p) { return from_bf16(_mm256_loadu_epi16(p)); }
+inline F32 load(const F16* p) { return from_f16(_mm256_loadu_epi16(p)); }
+
+inline F32 load_some(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline F32 load_some(const BF16* p, int64_t n) {
+  return from_bf16(_mm256_maskz_loadu_epi16(first(n), p));
+}
+inline F32 load_some(const F16* p, int64_t n) {
+  return from_f16(_mm256_maskz_loadu_epi16(first(n), p));
+}
+
+inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.lanes); }
+inline void store(BF16* p, F32 a) { _mm256_storeu_epi16(p, to_bf16(a)); }
+inline void store(F16* p, F32 a) { _mm256_storeu_epi16(p, to_f16(a)); }
+
+inline void store_some(float* p, F32 a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.lanes); }
+inline void store_some(BF16* p, F32 a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), to_bf16(a));
+}
+inline void store_some(F16* p, F32 a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), to_f16(a));
+}
+
+template <class T>
+inline F32 round_to(F32 a);
+
+template <>
+inline F32 round_to<float>(F32 a) {
+  return a;
+}
+
+template <>
+inline F32 round_to<BF16>(F32 a) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_si512(round_high_half(a), high))};
+}
+
+template <>
+inline F32 round_to<F16>(F32 a) {
+  return from_f16(to_f16(a));
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL

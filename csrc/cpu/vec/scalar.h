@@ -1,0 +1,127 @@
+// The vocabulary in plain C++: loops over 8 lanes that compilers turn into SSE2 or NEON.
+#pragma once
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+constexpr int kLanes = 8;
+
+struct F32 {
+  float lane[kLanes];
+};
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(float value) { return value; }
+
+inline float widen(BF16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+
+// The exponent is rebiased from 15 to 127. A subnormal half is m * 2^-24: giving it the exponent of
+// 2^-14 adds that much, and one exact subtraction takes it off. No branch, so the loop vectorises.
+inline float widen(F16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
+  const uint32_t exponent = magnitude & 0x0f800000u;
+  const uint32_t normal = magnitude + (112u << 23);
+  const uint32_t special = magnitude + (224u << 23);
+  const uint32_t subnormal = bits_of(float_of(magnitude + (113u << 23)) - float_of(113u << 23));
+  uint32_t bits = exponent == 0 ? subnormal : normal;
+  bits = exponent == 0x0f800000u ? special : bits;
+  return float_of(bits | sign);
+}
+
+inline void narrow(float value, float* out) { *out = value; }
+
+inline void narrow(float value, BF16* out) {
+  const uint32_t bits = bits_of(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  out->bits = static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded);
+}
+
+// Below 2^-14 the half is subnormal: adding 0.5 makes the fp32 adder itself round at 2^-24, the
+// half's last place, and leaves the result in the low bits.
+inline void narrow(float value, F16* out) {
+  const uint32_t sign = (bits_of(value) >> 16) & 0x8000u;
+  const uint32_t magnitude = bits_of(value) & 0x7fffffffu;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+  uint32_t bits = magnitude < (113u << 23) ? subnormal : normal;
+  bits = magnitude >= (143u << 23) ? 0x7c00u : bits;  // 2^16 and above
+  bits = magnitude > 0x7f800000u ? 0x7e00u : bits;
+  out->bits = static_cast<uint16_t>(bits | sign);
+}
+
+inline F32 splat(float value) {
+  F32 out;
+  for (int i = 0; i < kLanes; ++i) out.lane[i] = value;
+  return out;
+}
+
+inline F32 zero() { return splat(0.0f); }
+
+inline F32 operator+(F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+
+inline F32 operator*(F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+
+inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+
+inline float reduce_add(F32 a) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
+  }
+  return a.lane[0];
+}
+
+template <class T>
+inline F32 load_some(const T* p, int64_t n) {
+  F32 out = zero();
+  for (int64_t i = 0; i < n; ++i) out.lane[i] = widen(p[i]);
+  return out;
+}
+
+template <class T>
+inline F32 load(const T* p) {
+  return load_some(p, kLanes);
+}
+
+template <class T>
+inline void store_some(T* p, F32 a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) narrow(a.lane[i], p + i);
+}
+
+template <class T>
+inline void store(T* p, F32 a) {
+  store_some(p, a, kLanes);
+}
+
+template <class T>
+inline F32 round_to(F32 a) {
+  T rounded[kLanes];
+  store(rounded, a);
+  return load(rounded);
+}
+
+template <>
+inline F32 round_to<float>(F32 a) {
+  return a;
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL

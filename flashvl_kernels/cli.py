@@ -1,0 +1,61 @@
+"""The `flashvl-kernels` command: `doctor` examines the installation, `explain` a call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flashvl-kernels", description="Examine the kernels of this installation."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "doctor", help="what is installed, what works, and what to do about the rest"
+    )
+    explain = commands.add_parser("explain", help="which kernel runs an op, and why no faster one")
+    explain.add_argument("op", help="an op's name, e.g. rms_norm")
+    explain.add_argument("--sample", help="one of the op's samples; by default all small ones")
+    explain.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32", "float64")
+    )
+    explain.add_argument("--device", default="cpu", help="where the tensors lie (default: cpu)")
+    return parser
+
+
+def _explain(op: str, sample: str | None, dtype: str, device: str) -> int:
+    import torch
+
+    from flashvl_kernels import backends
+    from flashvl_kernels.spec import REGISTRY
+
+    if op not in REGISTRY:
+        print(f"op is {op!r}; needs one of {', '.join(sorted(REGISTRY))}", file=sys.stderr)
+        return 2
+    valid = [each for each in REGISTRY[op].samples if each.error is None]
+    samples = [each for each in valid if each.kind not in ("bench", "far")]
+    if sample is not None:
+        samples = [each for each in valid if each.name == sample]
+    if not samples:
+        names = ", ".join(repr(each.name) for each in valid)
+        print(f"--sample is {sample!r}; {op} has {names}", file=sys.stderr)
+        return 2
+    for each in samples:
+        call = each.build(getattr(torch, dtype), device)
+        print(f"[{each.name}] {backends.explain(op, *call.args, **call.kwargs)}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    if options.command == "explain":
+        return _explain(options.op, options.sample, options.dtype, options.device)
+    from flashvl_kernels import doctor
+
+    return doctor.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The float64 oracle and the one rule that decides whether a result is right.
+
+A kernel may err, against the reference in float64, by at most twice what the plain PyTorch
+expression in the same dtype errs (the rule of FlashAttention's tests), plus one rounding of the
+result, in the maximum and in the root mean square. NaN and Inf must stand where the oracle has
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashvl_kernels.spec import OpSpec, Tolerance
+
+UNIT_ROUNDOFF = {
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+    torch.float32: 2.0**-24,
+    torch.float64: 2.0**-53,
+}
+
+
+def widen(value: Any) -> Any:
+    """Float tensors and float dtypes of an argument in float64; everything else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.float64)
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return torch.float64
+    return value
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """An op's result as a tuple, whatever it returns."""
+    return result if isinstance(result, tuple) else (result,)
+
+
+def oracle(spec: OpSpec, flat: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The reference in float64 on schema arguments."""
+    with torch.no_grad():
+        return outputs(spec.reference(*[widen(arg) for arg in flat]))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one output compares: errors against the oracle, and what was allowed."""
+
+    right: bool
+    reason: str
+    rms: float
+    rms_allowed: float
+    worst: float
+    worst_allowed: float
+
+
+def judge(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance | None = None) -> Verdict:
+    """Compare `got` with the oracle `truth`, given the plain expression's `plain`."""
+    tolerance = tolerance or Tolerance()
+    if got.shape != truth.shape or got.dtype != plain.dtype:
+        reason = f"got {got.dtype} {list(got.shape)}, expected {plain.dtype} {list(truth.shape)}"
+        return Verdict(False, reason, 0, 0, 0, 0)
+    if not got.is_floating_point():
+        equal = torch.equal(got, plain)
+        return Verdict(equal, "" if equal else "integers differ", 0, 0, 0, 0)
+    limit = torch.finfo(got.dtype).max
+    expected = torch.where(truth.abs() > limit, truth.sign() * torch.inf, truth)
+    wide, finite = got.double(), expected.isfinite() & plain.double().isfinite()
+    special = ~expected.isfinite()
+    if not torch.equal(wide[special].nan_to_num(7.0), expected[special].nan_to_num(7.0)):
+        return Verdict(False, "NaN or Inf stand elsewhere than in the oracle", 0, 0, 0, 0)
+    if not wide[finite].isfinite().all():
+        return Verdict(False, "NaN or Inf where the oracle and plain result are finite", 0, 0, 0, 0)
+    error, plain_error = (wide - expected)[finite].abs(), (plain.double() - expected)[finite].abs()
+    if error.numel() == 0:
+        return Verdict(True, "", 0, 0, 0, 0)
+    rounding = tolerance.roundings * UNIT_ROUNDOFF[got.dtype] * expected[finite].abs()
+    tiny = torch.finfo(got.dtype).smallest_normal * UNIT_ROUNDOFF[got.dtype] * 2
+    rms, worst = _rms(error), float(error.max())
+    rms_allowed = tolerance.factor * _rms(plain_error) + _rms(rounding) + tiny
+    worst_bound = tolerance.factor * float(plain_error.max()) + rounding + tiny
+    right = rms <= rms_allowed and bool((error <= worst_bound).all())
+    reason = "" if right else f"rms {rms:.3g} of {rms_allowed:.3g}, worst {worst:.3g}"
+    return Verdict(right, reason, rms, rms_allowed, worst, float(worst_bound.max()))
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())

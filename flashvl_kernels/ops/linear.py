@@ -1,0 +1,328 @@
+"""A matrix product with everything around it: norm before; bias, activation, residual after.
+
+Fusing the prologue and the epilogue into the product saves their passes over memory; the idea is
+that of cuBLASLt's and CUTLASS's epilogues. Weights may be packed (packing.py): at one row the
+product runs at the speed of reading them, so int8 and int4 move a half and a quarter of the bytes.
+Rounding follows the unfused modules: the normalised row, the product with its bias, the activation
+and the sum with the residual are each rounded to the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashvl_kernels import checks
+from flashvl_kernels import norm as norms
+from flashvl_kernels.norm import Norm, apply_norm, check_norm
+from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
+from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def check(
+    x: Tensor,
+    w_data: Tensor,
+    w_scale: Tensor | None,
+    w_format: str,
+    w_columns: int,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float,
+) -> None:
+    checks.at_least_1d("linear", "x", x)
+    checks.is_float("linear", "x", x)
+    channels = x.shape[-1]
+    check_operand("linear", "w", (w_data, w_scale, w_format, w_columns), x, channels)
+    if bias is not None:
+        checks.shape("linear", "bias", bias, w_data.shape[:1], "the rows of w")
+        checks.same_dtype("linear", "bias", bias, x)
+    if activation is not None and activation not in ACTIVATIONS:
+        known = ", ".join(map(repr, ACTIVATIONS))
+        checks.fail("linear", "activation", f"is {activation!r}", f"None, {known}", "Choose one.")
+    if residual is not None:
+        result = (*x.shape[:-1], w_data.shape[0])
+        checks.shape("linear", "residual", residual, result, "the shape of the result")
+        checks.same_dtype("linear", "residual", residual, x)
+    check_norm("linear: norm", x, channels, norm_weight, norm_bias, norm_eps)
+
+
+def reference(
+    x: Tensor,
+    w_data: Tensor,
+    w_scale: Tensor | None,
+    w_format: str,
+    w_columns: int,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float,
+) -> Tensor:
+    if norm_weight is not None:
+        x = apply_norm(x, norm_weight, norm_bias, norm_eps)
+    y = project(x, w_data, w_scale, w_format, w_columns, bias)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    if residual is not None:
+        y = y + residual
+    return y.contiguous()
+
+
+def fake(x: Tensor, w_data: Tensor, *_: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], w_data.shape[0]))
+
+
+def cost(
+    x: Tensor,
+    w_data: Tensor,
+    w_scale: Tensor | None,
+    w_format: str,
+    w_columns: int,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float,
+) -> Cost:
+    # Norm, epilogue and dequantisation are a few FLOPs for each element beside 2K and not counted.
+    read = nbytes(x, w_data, w_scale, bias, residual, norm_weight, norm_bias)
+    outputs = x.shape[:-1].numel() * w_data.shape[0]
+    return Cost(read, outputs * x.element_size(), 2 * outputs * w_columns)
+
+
+def _weight(m: Maker, rows: int, columns: int, format: str = "bf16") -> Tensor | PackedWeight:
+    w = m.normal(rows, columns, scale=columns**-0.5)
+    return w if format == "bf16" else pack(w, format)
+
+
+def _everything(m: Maker, rows: int, k: int, n: int, activation: str, format: str) -> Call:
+    return call(
+        m.normal(rows, k),
+        _weight(m, n, k, format),
+        m.normal(n),
+        activation=activation,
+        residual=m.normal(rows, n),
+        norm=Norm(m.normal(k), m.normal(k), 1e-6),
+    )
+
+
+def _not_finite(m: Maker) -> Tensor:
+    x = m.normal(4, 64)
+    x[0, 3], x[1, 5], x[2, 7] = float("nan"), float("inf"), -float("inf")
+    return x
+
+
+def _bench(
+    name: str, rows: int, n: int, k: int, make: Callable[[Maker, int, int], Tensor | PackedWeight]
+) -> Sample:
+    return Sample(
+        name,
+        lambda m: call(m.normal(rows, k), make(m, n, k)),
+        "bench",
+        family="flash-vl",
+    )
+
+
+def _hostile(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
+    return Sample(name, make, "hostile", error=error)
+
+
+SAMPLES = (
+    Sample("one row", lambda m: call(m.normal(1, 192), _weight(m, 128, 192))),
+    Sample("bias", lambda m: call(m.normal(2, 7, 96), _weight(m, 80, 96), m.normal(80))),
+    Sample("gelu", lambda m: call(m.normal(5, 64), _weight(m, 48, 64), activation="gelu")),
+    Sample("silu", lambda m: call(m.normal(5, 64), _weight(m, 48, 64), activation="silu")),
+    Sample(
+        "LayerNorm, gelu_tanh, residual", lambda m: _everything(m, 9, 72, 96, "gelu_tanh", "bf16")
+    ),
+    Sample(
+        "RMSNorm, bias",
+        lambda m: call(
+            m.normal(3, 96), _weight(m, 64, 96), m.normal(64), norm=Norm(m.normal(96), eps=1e-5)
+        ),
+    ),
+    Sample("int8", lambda m: call(m.normal(3, 96), _weight(m, 40, 96, "int8"), m.normal(40))),
+    Sample("int4, one row", lambda m: call(m.normal(1, 256), _weight(m, 40, 256, "int4"))),
+    Sample("int8, everything", lambda m: _everything(m, 4, 72, 33, "gelu", "int8")),
+    Sample("int4, everything", lambda m: _everything(m, 4, 200, 33, "silu", "int4")),
+    Sample(
+        "bf16 packed",
+        lambda m: call(m.normal(2, 64), pack(m.normal(24, 64, scale=0.125), "bf16")),
+    ),
+    Sample("odd sizes", lambda m: call(m.normal(5, 77), _weight(m, 13, 77), m.normal(13)), "edge"),
+    Sample("one by one", lambda m: call(m.normal(1, 1), m.normal(1, 1), m.normal(1)), "edge"),
+    Sample("one axis", lambda m: call(m.normal(130), _weight(m, 24, 130)), "edge"),
+    Sample(
+        "int4, odd columns", lambda m: call(m.normal(3, 131), _weight(m, 9, 131, "int4")), "edge"
+    ),
+    Sample("int8, one column", lambda m: call(m.normal(3, 1), _weight(m, 5, 1, "int8")), "edge"),
+    Sample(
+        "int4, a row of zeros and an outlier",
+        lambda m: call(m.normal(3, 160), pack(_uneven(m, 6, 160), "int4")),
+        "edge",
+    ),
+    Sample(
+        "saturated gelu",
+        lambda m: call(m.normal(3, 32, scale=50.0), m.normal(16, 32), activation="gelu_tanh"),
+        "edge",
+    ),
+    Sample("NaN and Inf rows", lambda m: call(_not_finite(m), _weight(m, 24, 64)), "edge"),
+    Sample(
+        "rows with a gap",
+        lambda m: call(m.strided(3, 5, 40), _weight(m, 24, 40), residual=m.strided(3, 5, 24)),
+        "strided",
+    ),
+    Sample(
+        "transposed x and w",
+        lambda m: call(m.transposed(6, 48), m.transposed(32, 48), m.normal(32)),
+        "strided",
+    ),
+    Sample(
+        "CLS dropped, transposed residual, norm",
+        lambda m: call(
+            m.normal(2, 5, 24)[:, 1:],
+            _weight(m, 16, 24),
+            activation="silu",
+            residual=m.transposed(2, 4, 16),
+            norm=Norm(m.normal(24)),
+        ),
+        "strided",
+    ),
+    Sample(
+        "int8 rows of a wider x",
+        lambda m: call(m.strided(3, 40), _weight(m, 24, 40, "int8")),
+        "strided",
+    ),
+    Sample("no rows", lambda m: call(m.normal(0, 16), m.normal(8, 16), m.normal(8)), "zero"),
+    Sample("no outputs", lambda m: call(m.normal(3, 16), m.normal(0, 16)), "zero"),
+    Sample("no channels", lambda m: call(m.normal(3, 0), m.normal(8, 0), m.normal(8)), "zero"),
+    Sample("int4, no rows", lambda m: call(m.normal(0, 16), _weight(m, 8, 16, "int4")), "zero"),
+    Sample("rows past 2^31", lambda m: call(m.far(2, 64), _weight(m, 24, 64)), "far"),
+    Sample("weight rows past 2^31", lambda m: call(m.normal(2, 64), m.far(2, 64)), "far"),
+    _hostile(
+        "integers", "x has dtype int64", lambda m: call(m.integers(0, 9, 2, 8), m.normal(4, 8))
+    ),
+    _hostile("a scalar", "x is a scalar", lambda m: call(m.normal(), m.normal(4, 1))),
+    _hostile(
+        "weight of another width",
+        "w has 7 columns; needs 8",
+        lambda m: call(m.normal(2, 8), m.normal(4, 7)),
+    ),
+    _hostile(
+        "packed weight of another width",
+        "w has 6 columns; needs 8",
+        lambda m: call(m.normal(2, 8), _weight(m, 4, 6, "int4")),
+    ),
+    _hostile(
+        "weight of three axes",
+        r"w has shape \[1, 4, 8\]; needs 2 axes",
+        lambda m: call(m.normal(2, 8), m.normal(1, 4, 8)),
+    ),
+    _hostile(
+        "weight of another dtype",
+        "w has dtype float64 but x has",
+        lambda m: call(m.normal(2, 8), m.normal(4, 8, dtype=torch.float64)),
+    ),
+    _hostile(
+        "integer weight, not packed",
+        "w has dtype int64; needs bfloat16",
+        lambda m: call(m.normal(2, 8), m.integers(0, 9, 4, 8)),
+    ),
+    _hostile(
+        "a list for a weight",
+        "w is a list; needs a torch.Tensor or a PackedWeight",
+        lambda m: call(m.normal(2, 8), [[1.0] * 8]),
+    ),
+    _hostile(
+        "bias too long",
+        r"bias has shape \[5\]; needs \[4\]",
+        lambda m: call(m.normal(2, 8), m.normal(4, 8), m.normal(5)),
+    ),
+    _hostile(
+        "unknown activation",
+        "activation is 'relu'; needs None, 'gelu', 'gelu_tanh', 'silu'",
+        lambda m: call(m.normal(2, 8), m.normal(4, 8), activation="relu"),
+    ),
+    _hostile(
+        "residual that would broadcast",
+        r"residual has shape \[1, 4\]; needs \[2, 4\]",
+        lambda m: call(m.normal(2, 8), m.normal(4, 8), residual=m.normal(1, 4)),
+    ),
+    _hostile(
+        "norm of another width",
+        r"norm: weight has shape \[7\]; needs \[8\]",
+        lambda m: call(m.normal(2, 8), m.normal(4, 8), norm=Norm(m.normal(7))),
+    ),
+    _bench("decoder qkv, one row", 1, 2048, 1536, _weight),
+    _bench("decoder gate and up, one row", 1, 17920, 1536, _weight),
+    _bench(
+        "decoder gate and up, one row, int8",
+        1,
+        17920,
+        1536,
+        lambda m, n, k: _weight(m, n, k, "int8"),
+    ),
+    _bench(
+        "decoder gate and up, one row, int4",
+        1,
+        17920,
+        1536,
+        lambda m, n, k: _weight(m, n, k, "int4"),
+    ),
+    _bench("decoder output, prefill", 300, 1536, 1536, _weight),
+    _bench("SigLIP2 fc1", 1024, 4304, 1152, _weight),
+    _bench("adapter, first layer", 256, 7168, 4608, _weight),
+)
+
+
+def _uneven(m: Maker, rows: int, columns: int) -> Tensor:
+    w = m.normal(rows, columns)
+    w[0], w[1, 3] = 0, 1e4
+    return w
+
+
+SPEC = OpSpec(
+    name="linear",
+    schema="(Tensor x, Tensor w_data, Tensor? w_scale, str w_format, SymInt w_columns,"
+    " Tensor? bias, str? activation, Tensor? residual,"
+    " Tensor? norm_weight, Tensor? norm_bias, float norm_eps) -> Tensor",
+    check=check,
+    reference=reference,
+    fake=fake,
+    cost=cost,
+    samples=SAMPLES,
+    keep=("w_scale",),
+)
+
+
+@SPEC.public
+def linear(
+    x: Tensor,
+    w: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
+    """activation(norm(x) @ w.T + bias) + residual.
+
+    x: [..., K] in bfloat16, float16 or float32. w: [N, K] in the dtype of x, or a PackedWeight,
+    which gets no gradient in its integer formats. bias: [N]. activation: None, "gelu" (erf),
+    "gelu_tanh" or "silu". residual: [..., N]. norm: applied to the rows of x first.
+    Returns [..., N]. Raises TypeError for dtypes, ValueError for shapes, devices and names.
+    """
+    return SPEC(x, *flat_weight("linear", "w", w), bias, activation, residual, *norms.flat(norm))

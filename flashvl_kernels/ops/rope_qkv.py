@@ -1,0 +1,496 @@
+"""Split a fused projection into queries, keys and values, rotate, fill the KV cache: one pass.
+
+Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split layout of GPT-NeoX, Llama
+and Qwen2: channel i turns with channel i + D/2. The rotation is computed in fp32 and rounded once;
+Hugging Face rounds cos, sin and both products to the dtype.
+
+Two torch ops stand behind the one function: `rope_qkv` returns all three tensors and has a
+gradient, `rope_qkv_cached` writes keys and values into the cache and returns the queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashvl_kernels import checks
+from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+
+
+def check(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, heads: int, kv_heads: int
+) -> None:
+    op = "rope_qkv"
+    checks.rank(op, "qkv", qkv, "[N, (H + 2 Hkv) * D]")
+    checks.is_float(op, "qkv", qkv)
+    for argument, count in (("heads", heads), ("kv_heads", kv_heads)):
+        if count < 1:
+            checks.fail(op, argument, f"is {count}", "at least 1", "Read it from the config.")
+    width = qkv.shape[1]
+    if width == 0 or width % (2 * (heads + 2 * kv_heads)) != 0:
+        checks.fail(
+            op,
+            "qkv",
+            f"has {width} columns",
+            f"(heads + 2 kv_heads) = {heads + 2 * kv_heads} times an even head dimension",
+            "Check heads and kv_heads.",
+        )
+    checks.rank(op, "cos", cos, "[P, D/2]")
+    half = width // (heads + 2 * kv_heads) // 2
+    for argument, table in (("cos", cos), ("sin", sin)):
+        checks.shape(op, argument, table, [cos.shape[0], half], "cos and half the head dimension")
+        if table.dtype != torch.float32:
+            checks.same_dtype(op, argument, table, qkv, "qkv")
+        checks.same_device(op, argument, table, qkv, "qkv")
+    if positions is not None:
+        checks.is_index(op, "positions", positions)
+        checks.shape(op, "positions", positions, [qkv.shape[0]], "the rows of qkv")
+        checks.same_device(op, "positions", positions, qkv, "qkv")
+    elif qkv.shape[0] > cos.shape[0]:
+        checks.fail(
+            op,
+            "qkv",
+            f"has {qkv.shape[0]} rows and no positions",
+            f"at most {cos.shape[0]}, the rows of cos",
+            "Build longer tables or pass positions.",
+        )
+
+
+def check_values(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, heads: int, kv_heads: int
+) -> None:
+    if positions is not None:
+        _check_range("positions", positions, 0, cos.shape[0], "the rows of cos")
+
+
+def _check_range(argument: str, indices: Tensor, low: int, high: int, why: str) -> None:
+    """Every index lies in [low, high)."""
+    if indices.numel() == 0:
+        return
+    least, most = (int(bound) for bound in indices.aminmax())
+    if least < low or most >= high:
+        checks.fail(
+            "rope_qkv",
+            argument,
+            f"has {least if least < low else most}",
+            f"{low} to {high - 1}, {why}",
+            "Build longer tables or a larger cache, or correct the index.",
+        )
+
+
+def reference(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    rows = slice(qkv.shape[0]) if positions is None else positions
+    c, s = (table[rows].to(wide).unsqueeze(1) for table in (cos, sin))
+    rotated = heads + kv_heads
+    split = qkv.unflatten(1, (rotated + kv_heads, 2 * cos.shape[1]))
+    # Mixed products promote to fp32: an upcast of its own would be one more pass over memory.
+    left, right = split[:, :rotated].chunk(2, -1)
+    turned = torch.cat((left * c - right * s, right * c + left * s), -1)
+    parts = turned[:, :heads], turned[:, heads:], split[:, rotated:]
+    q, k, v = (
+        part.to(qkv.dtype, copy=True, memory_format=torch.contiguous_format) for part in parts
+    )
+    return q, k, v
+
+
+def fake(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, head_dim = qkv.shape[0], 2 * cos.shape[1]
+    kv = rows, kv_heads, head_dim
+    return qkv.new_empty(rows, heads, head_dim), qkv.new_empty(kv), qkv.new_empty(kv)
+
+
+def cost(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, heads: int, kv_heads: int
+) -> Cost:
+    rows, half = qkv.shape[0], cos.shape[1]
+    tables = 2 * rows * half * cos.element_size()
+    flops = 6 * rows * (heads + kv_heads) * half
+    return Cost(nbytes(qkv, positions) + tables, nbytes(qkv), flops)
+
+
+def check_cached(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> None:
+    op = "rope_qkv"
+    check(qkv, cos, sin, positions, heads, kv_heads)
+    checks.rank(op, "k_cache", k_cache, "[B, Hkv, S, D]")
+    needed = [k_cache.shape[0], kv_heads, k_cache.shape[2], 2 * cos.shape[1]]
+    for argument, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        checks.shape(op, argument, cache, needed, "k_cache, kv_heads and the head dimension")
+        checks.same_dtype(op, argument, cache, qkv, "qkv")
+    checks.is_index(op, "slots", slots)
+    checks.shape(op, "slots", slots, [qkv.shape[0]], "the rows of qkv")
+    checks.same_device(op, "slots", slots, qkv, "qkv")
+
+
+def check_values_cached(*args: Any) -> None:
+    *plain, k_cache, _, slots = args
+    check_values(*plain)
+    count = k_cache.shape[0] * k_cache.shape[2]
+    _check_range("slots", slots, -1, count, "-1 to skip a row, else a position of the cache")
+
+
+def reference_cached(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    q, k, v = reference(qkv, cos, sin, positions, heads, kv_heads)
+    kept = slots >= 0
+    if not kept.all():
+        slots, k, v = slots[kept], k[kept], v[kept]
+    if slots.numel() > 0:
+        sequence, position = slots // k_cache.shape[2], slots % k_cache.shape[2]
+        k_cache[sequence, :, position] = k
+        v_cache[sequence, :, position] = v
+    return q
+
+
+def fake_cached(*args: Any) -> Tensor:
+    return fake(*args[:6])[0]
+
+
+def cost_cached(*args: Any) -> Cost:
+    *plain, _, _, slots = args
+    every, (qkv, cos, *_, kv_heads) = cost(*plain), plain
+    skipped = int((slots < 0).sum()) * kv_heads * cos.shape[1]
+    kv_bytes = 4 * skipped * qkv.element_size()
+    return Cost(
+        every.bytes_read + nbytes(slots) - kv_bytes,
+        every.bytes_written - kv_bytes,
+        every.flops - 6 * skipped,
+    )
+
+
+def _tables(rows: int, half: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """cos and sin [rows, half] of Qwen2's frequencies (theta 1e6)."""
+    frequencies = 1e6 ** -(torch.arange(half) / half)
+    angles = torch.arange(rows)[:, None] * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _call(
+    m: Maker,
+    heads: tuple[int, int, int],
+    rows: int,
+    positions: list[int] | None = None,
+    table_rows: int = 40,
+    scale: float = 1.0,
+) -> Call:
+    """heads: (query heads, KV heads, head dim)."""
+    query_heads, kv_heads, head_dim = heads
+    qkv = m.normal(rows, (query_heads + 2 * kv_heads) * head_dim, scale=scale)
+    at = None if positions is None else torch.tensor(positions, dtype=torch.int64)
+    return call(qkv, *_tables(table_rows, head_dim // 2), at, query_heads, kv_heads)
+
+
+def _cached(
+    m: Maker,
+    heads: tuple[int, int, int],
+    slots: list[int],
+    cache: tuple[int, int] = (2, 8),
+    positions: list[int] | None = None,
+) -> Call:
+    """heads: (query heads, KV heads, head dim); cache: (sequences, capacity)."""
+    plain = _call(m, heads, len(slots), positions)
+    shape = cache[0], heads[1], cache[1], heads[2]
+    plain.kwargs["cache"] = m.normal(*shape), m.normal(*shape)
+    plain.kwargs["slots"] = torch.tensor(slots, dtype=torch.int64)
+    return plain
+
+
+def _not_finite(m: Maker) -> Call:
+    made = _call(m, (2, 1, 8), 4)
+    made.args[0][0, 3], made.args[0][1, 17], made.args[0][2, 30] = (
+        float("nan"), float("inf"), -float("inf"),
+    )  # fmt: skip
+    return made
+
+
+def _with(made: Call, **changed: Tensor | tuple[Tensor, Tensor] | int | None) -> Call:
+    """`made` with some arguments replaced, by name."""
+    names = ("qkv", "cos", "sin", "positions", "heads", "kv_heads")
+    named = dict(zip(names, made.args, strict=True)) | made.kwargs | changed
+    return Call((), named)
+
+
+def _table_dtype(m: Maker) -> Call:
+    cos, sin = _tables(40, 16, m.dtype)
+    return _with(_call(m, (2, 1, 32), 6), cos=cos, sin=sin)
+
+
+def _strided(m: Maker) -> Call:
+    """Every other row of qkv, tables cut out of an interleaved one, positions with a gap."""
+    cos, sin = torch.stack(_tables(40, 12), -1).unbind(-1)
+    positions = torch.arange(20)[::4] + 3
+    return call(m.normal(10, 6 * 24 + 5)[::2, : 6 * 24], cos, sin, positions, 4, 1)
+
+
+def _cache_views(m: Maker) -> Call:
+    """One layer of a cache whose tokens lie outside its heads, fewer positions than reserved."""
+    k, v = (m.normal(2, 12, 2, 16).transpose(1, 2)[:, :, :9] for _ in range(2))
+    made = _cached(m, (2, 2, 16), [0, 8, -1, 9, 17], (2, 9), [4, 5, 0, 1, 2])
+    return _with(made, qkv=m.strided(5, 6 * 16), cache=(k, v))
+
+
+def _refused(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
+    return Sample(name, make, "hostile", error)
+
+
+SAMPLES = (
+    Sample("Qwen2 heads", lambda m: _call(m, (6, 1, 128), 9, list(range(5, 14)))),
+    Sample("rows are positions", lambda m: _call(m, (4, 2, 64), 11)),
+    Sample("tables in the dtype", _table_dtype),
+    Sample("head dim 72, one row", lambda m: _call(m, (3, 3, 72), 1, [39]), "edge"),
+    Sample("head dim 80, one position", lambda m: _call(m, (2, 1, 80), 5, [7] * 5), "edge"),
+    Sample("head dim 2", lambda m: _call(m, (3, 1, 2), 6), "edge"),
+    Sample("head dim 14", lambda m: _call(m, (1, 1, 14), 3, [2, 0, 1]), "edge"),
+    Sample("large values", lambda m: _call(m, (2, 1, 16), 3, scale=1e3), "edge"),
+    Sample("NaN and Inf", _not_finite, "edge"),
+    Sample("gaps everywhere", _strided, "strided"),
+    Sample("no rows", lambda m: _call(m, (2, 1, 8), 0, []), "zero"),
+    Sample("no rows, no positions", lambda m: _call(m, (2, 1, 8), 0, None, 0), "zero"),
+    Sample(
+        "rows past 2^31",
+        lambda m: _with(_call(m, (2, 1, 16), 2), qkv=m.far(2, 64)),
+        "far",
+    ),
+    _refused(
+        "three axes",
+        r"qkv has shape \[1, 3, 32\]; needs 2 axes",
+        lambda m: _with(_call(m, (2, 1, 8), 3), qkv=m.normal(1, 3, 32)),
+    ),
+    _refused(
+        "integers",
+        "qkv has dtype int64",
+        lambda m: _with(_call(m, (2, 1, 8), 3), qkv=m.integers(0, 9, 3, 32)),
+    ),
+    _refused(
+        "no heads",
+        "heads is 0; needs at least 1",
+        lambda m: _with(_call(m, (2, 1, 8), 3), heads=0),
+    ),
+    _refused(
+        "columns that do not split",
+        r"qkv has 32 columns; needs \(heads \+ 2 kv_heads\) = 5",
+        lambda m: _with(_call(m, (2, 1, 8), 3), heads=3),
+    ),
+    _refused(
+        "odd head dimension",
+        "an even head dimension",
+        lambda m: _call(m, (2, 1, 7), 3),
+    ),
+    _refused(
+        "tables of the whole head dimension",
+        r"cos has shape \[40, 8\]; needs \[40, 4\]",
+        lambda m: _with(_call(m, (2, 1, 8), 3), cos=m.normal(40, 8, dtype=torch.float32)),
+    ),
+    _refused(
+        "sin of another length",
+        r"sin has shape \[39, 4\]; needs \[40, 4\]",
+        lambda m: _with(_call(m, (2, 1, 8), 3), sin=m.normal(39, 4, dtype=torch.float32)),
+    ),
+    _refused(
+        "tables of another dtype",
+        "cos has dtype float64 but qkv has float32",
+        lambda m: _with(_call(m, (2, 1, 8), 3), cos=m.normal(40, 4, dtype=torch.float64)),
+    ),
+    _refused(
+        "a position past the tables",
+        "positions has 40; needs 0 to 39",
+        lambda m: _call(m, (2, 1, 8), 3, [0, 40, 1]),
+    ),
+    _refused(
+        "a negative position",
+        "positions has -1; needs 0 to 39",
+        lambda m: _call(m, (2, 1, 8), 3, [0, 1, -1]),
+    ),
+    _refused(
+        "positions of another length",
+        r"positions has shape \[2\]; needs \[3\]",
+        lambda m: _call(m, (2, 1, 8), 3, [0, 1]),
+    ),
+    _refused(
+        "more rows than the tables",
+        "qkv has 41 rows and no positions; needs at most 40",
+        lambda m: _call(m, (2, 1, 8), 41),
+    ),
+    _refused(
+        "slots without a cache",
+        "slots is given without a cache",
+        lambda m: _with(_call(m, (2, 1, 8), 3), slots=torch.arange(3)),
+    ),
+    Sample(
+        "Qwen2 prefill of 300",
+        lambda m: _call(m, (12, 2, 128), 300, None, 32768),
+        "bench",
+        family="flash-vl",
+    ),
+)
+
+SAMPLES_CACHED = (
+    Sample("prompt of one sequence", lambda m: _cached(m, (6, 1, 128), list(range(3, 8)), (1, 8))),
+    Sample(
+        "two sequences, padding skipped",
+        lambda m: _cached(m, (4, 2, 64), [-1, 2, 3, 8, 9, 10], (2, 8), [0, 2, 3, 0, 1, 2]),
+    ),
+    Sample("one new row", lambda m: _cached(m, (3, 3, 72), [15], positions=[7]), "edge"),
+    Sample("every row skipped", lambda m: _cached(m, (2, 1, 8), [-1, -1]), "edge"),
+    Sample("slots in any order", lambda m: _cached(m, (2, 1, 14), [9, 0, 15, 7]), "edge"),
+    Sample("views of a cache", _cache_views, "strided"),
+    Sample("no rows", lambda m: _cached(m, (2, 1, 8), []), "zero"),
+    Sample("no capacity", lambda m: _cached(m, (2, 1, 8), [-1, -1], (1, 0)), "zero"),
+    _refused(
+        "slot past the cache",
+        "slots has 16; needs -1 to 15",
+        lambda m: _cached(m, (2, 1, 8), [3, 16]),
+    ),
+    _refused(
+        "slot below -1",
+        "slots has -2; needs -1 to 15",
+        lambda m: _cached(m, (2, 1, 8), [3, -2]),
+    ),
+    _refused(
+        "cache without slots",
+        "cache is given without slots",
+        lambda m: _with(_cached(m, (2, 1, 8), [3]), slots=None),
+    ),
+    _refused(
+        "slots of another length",
+        r"slots has shape \[2\]; needs \[1\]",
+        lambda m: _with(_cached(m, (2, 1, 8), [3]), slots=torch.arange(2)),
+    ),
+    _refused(
+        "cache with another number of heads",
+        r"k_cache has shape \[2, 2, 8, 8\]; needs \[2, 1, 8, 8\]",
+        lambda m: _with(
+            _cached(m, (2, 1, 8), [3]), cache=(m.normal(2, 2, 8, 8), m.normal(2, 2, 8, 8))
+        ),
+    ),
+    _refused(
+        "values of another capacity",
+        r"v_cache has shape \[2, 1, 9, 8\]; needs \[2, 1, 8, 8\]",
+        lambda m: _with(
+            _cached(m, (2, 1, 8), [3]), cache=(m.normal(2, 1, 8, 8), m.normal(2, 1, 9, 8))
+        ),
+    ),
+    _refused(
+        "cache of another dtype",
+        "k_cache has dtype float64 but qkv has float32",
+        lambda m: _with(
+            _cached(m, (2, 1, 8), [3]),
+            cache=(m.normal(2, 1, 8, 8, dtype=torch.float64), m.normal(2, 1, 8, 8)),
+        ),
+    ),
+    _refused(
+        "a gradient is wanted",
+        "qkv wants a gradient",
+        lambda m: _with(_cached(m, (2, 1, 8), [3]), qkv=torch.zeros(1, 32, requires_grad=True)),
+    ),
+    Sample(
+        "Qwen2 prefill of 300",
+        lambda m: _cached(m, (12, 2, 128), list(range(300)), (1, 1024), [0] * 300),
+        "bench",
+        family="flash-vl",
+    ),
+    Sample(
+        "Qwen2 decode",
+        lambda m: _cached(m, (12, 2, 128), [300], (1, 1024), [30]),
+        "bench",
+        family="flash-vl",
+    ),
+)
+
+SPEC = OpSpec(
+    name="rope_qkv",
+    schema="(Tensor qkv, Tensor cos, Tensor sin, Tensor? positions, int heads, int kv_heads)"
+    " -> (Tensor, Tensor, Tensor)",
+    check=check,
+    check_values=check_values,
+    reference=reference,
+    fake=fake,
+    cost=cost,
+    samples=SAMPLES,
+    keep=("cos", "sin"),
+)
+
+SPEC_CACHED = OpSpec(
+    name="rope_qkv_cached",
+    schema="(Tensor qkv, Tensor cos, Tensor sin, Tensor? positions, int heads, int kv_heads,"
+    " Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots) -> Tensor",
+    check=check_cached,
+    check_values=check_values_cached,
+    reference=reference_cached,
+    fake=fake_cached,
+    cost=cost_cached,
+    samples=SAMPLES_CACHED,
+    differentiable=False,
+    mutates=True,
+    keep=("qkv", "cos", "sin", "k_cache", "v_cache"),
+)
+
+
+@SPEC_CACHED.public
+@SPEC.public
+def rope_qkv(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    cache: tuple[Tensor, Tensor] | None = None,
+    slots: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """Split qkv into heads and rotate queries and keys; with a cache, write keys and values there.
+
+    qkv: [N, (H + 2 Hkv) * D] in bfloat16, float16 or float32: all query heads, then all key heads,
+    then all value heads; H = heads, Hkv = kv_heads, D even. cos, sin: [P, D/2] in float32 or the
+    dtype of qkv. positions: int64 [N], rows of cos and sin; None means 0 to N - 1.
+    cache: k and v, each [B, Hkv, S, D], with any strides; row n goes to position slots[n] % S of
+    sequence slots[n] // S, or nowhere where slots[n], int64 [N], is -1. Each slot may appear once:
+    of rows sharing one, any may stay.
+
+    Returns (q [N, H, D], k [N, Hkv, D], v [N, Hkv, D]), or q alone with a cache.
+    Raises TypeError for dtypes; ValueError for shapes, devices, positions or slots out of range,
+    and for a gradient through the cache.
+    """
+    if cache is None:
+        if slots is not None:
+            checks.fail("rope_qkv", "slots", "is given without a cache", "both", "Pass cache.")
+        result: tuple[Tensor, Tensor, Tensor] = SPEC(qkv, cos, sin, positions, heads, kv_heads)
+        return result
+    if slots is None:
+        checks.fail("rope_qkv", "cache", "is given without slots", "both", "See KVCache.slots.")
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        checks.fail(
+            "rope_qkv",
+            "qkv",
+            "wants a gradient",
+            "none, for there is no way back through a cache",
+            "Leave out the cache, or run under torch.no_grad().",
+        )
+    query: Tensor = SPEC_CACHED(qkv, cos, sin, positions, heads, kv_heads, *cache, slots)
+    return query

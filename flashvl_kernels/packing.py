@@ -1,0 +1,269 @@
+"""Weight formats: plain rows, int8 with a scale per output channel, int4 with a scale per group.
+
+The integer formats are symmetric (no zero point): w ~ q * scale, scale = amax / qmax, q rounded
+to nearest.
+
+    format  data                                    scale                      q
+    bf16    w itself [N, K], its own float dtype    None                       -
+    int8    int8 [N, K]                             fp32 [N]                   -127 .. 127
+    int4    uint8 [N, ceil(K/2)], low nibble first  fp32 [N, ceil(K/128)]      -7 .. 7, as q + 8
+
+An odd K ends in a nibble of q = 0; the last group of 128 may be short.
+
+int4 leaves -8 unused. Using it (scale = amax / 8) makes the steps 12 % finer, but the weight at
+the positive end then clips and is off by a whole step. With -7 .. 7 nothing clips, and one bound
+holds for every weight:
+
+    |w - q * scale| <= scale / 2, and float32 rounding of at most scale * qmax * 2**-23
+
+that is, 0.4 % (int8) or 7.2 % (int4) of the largest weight that shares the scale. Dequantising to
+bf16 or fp16 rounds once more, by at most 2**-8 or 2**-11 of the weight. A nibble holds q + 8 and
+not two's complement because decoding is then a mask and a subtraction, with no sign extension.
+
+Rows are packed and dequantised some at a time: at once, a 151936 x 1536 vocabulary would need
+0.9 GB of float32 beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashvl_kernels import checks
+
+FORMATS = ("bf16", "int8", "int4")
+GROUP = 128  # input channels that share an int4 scale
+QMAX = {"int8": 127, "int4": 7}
+NIBBLE_ZERO = 8  # the nibble that stands for q = 0
+
+# 2^18 weights are 1 MiB of float32: the passes over a block of rows stay in the cache.
+CHUNK_ELEMENTS = 1 << 18
+
+_SCALES = (torch.float32, torch.float64)  # float64 is how the oracle sees a scale
+_HINT = "Build packed weights with pack(w, format)."
+
+FlatWeight = tuple[Tensor, Tensor | None, str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight matrix in one of ``FORMATS``; ``pack`` builds it.
+
+    ``shape`` is the (N, K) of the matrix it stands for, whatever the storage.
+    """
+
+    format: str
+    data: Tensor
+    scale: Tensor | None
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        check_weight("PackedWeight", "data", self.flat())
+        if self.shape[0] != self.data.shape[0]:
+            got = f"is {tuple(self.shape)}"
+            checks.fail(
+                "PackedWeight", "shape", got, f"{self.data.shape[0]} rows as in data", _HINT
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: data and scales."""
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def flat(self) -> FlatWeight:
+        """(data, scale, format, columns): how op schemas take a weight."""
+        return self.data, self.scale, self.format, self.shape[1]
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The matrix [N, K] in ``dtype``; plain rows already in ``dtype`` come back uncopied."""
+        if self.scale is None:
+            return self.data.to(dtype)
+        out = self.data.new_empty(self.shape, dtype=dtype)
+        row = 0
+        for block in dequantized_rows(self.data, self.scale, self.format, self.shape[1], dtype):
+            out[row : row + len(block)] = block
+            row += len(block)
+        return out
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same weight on another device."""
+        scale = None if self.scale is None else self.scale.to(device)
+        return PackedWeight(self.format, self.data.to(device), scale, self.shape)
+
+
+def pack(w: Tensor, format: str) -> PackedWeight:
+    """Quantises the matrix w [N, K] (bf16, fp16, fp32 or fp64) to ``format``.
+
+    "bf16" keeps w as it is, unread and uncopied, so that a memory-mapped checkpoint stays mapped.
+    The integer formats raise ValueError for a row that holds NaN, Inf, or a magnitude so near the
+    end of float32 that q * scale would overflow.
+    """
+    _check_format("pack", format)
+    checks.is_float("pack", "w", w)
+    checks.rank("pack", "w", w, "[N, K]")
+    rows, columns = w.shape
+    if format == "bf16":
+        return PackedWeight("bf16", w, None, (rows, columns))
+    if columns == 0:
+        checks.fail(
+            "pack", "w", f"has shape {[rows, 0]}", "at least one column", "Keep it as it is."
+        )
+
+    quantize = _quantize_int8 if format == "int8" else _quantize_int4
+    dtype, width, scale_shape = _storage(format, rows, columns)
+    data = w.new_empty((rows, width), dtype=dtype)
+    scale = w.new_empty(scale_shape, dtype=torch.float32)
+    step = _rows_at_a_time(columns)
+    with torch.no_grad():
+        for row in range(0, rows, step):
+            q, s = quantize(w[row : row + step].to(torch.float32))
+            peak = s * QMAX[format]
+            if not torch.isfinite(peak).all():
+                raise ValueError(_not_packable(w, peak, row, format))
+            data[row : row + step] = q
+            scale[row : row + step] = s
+    return PackedWeight(format, data, scale, (rows, columns))
+
+
+def flat_weight(op: str, argument: str, w: Tensor | PackedWeight) -> FlatWeight:
+    """The four schema arguments for a weight given to a public op."""
+    if isinstance(w, PackedWeight):
+        return w.flat()
+    if isinstance(w, Tensor):
+        return w, None, "bf16", w.shape[-1] if w.dim() else 0
+    raise TypeError(
+        f"{op}: {argument} is a {type(w).__name__}; needs a torch.Tensor or a PackedWeight. {_HINT}"
+    )
+
+
+def project(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor | None,
+    format: str,
+    columns: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``F.linear`` on a flat weight; integer rows are dequantised to x's dtype block by block."""
+    if scale is None:
+        return F.linear(x, data, bias)
+    parts, row = [x.new_empty((*x.shape[:-1], 0))], 0
+    for block in dequantized_rows(data, scale, format, columns, x.dtype):
+        rows = slice(row, row + len(block))
+        parts.append(F.linear(x, block, None if bias is None else bias[rows]))
+        row = rows.stop
+    return torch.cat(parts, dim=-1)
+
+
+def dequantized_rows(
+    data: Tensor, scale: Tensor, format: str, columns: int, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """An integer weight as consecutive blocks of rows: q * scale in float32, then ``dtype``."""
+    wide = torch.promote_types(dtype, torch.float32)
+    step = _rows_at_a_time(columns)
+    for row in range(0, data.shape[0], step):
+        q, s = data[row : row + step], scale[row : row + step].to(wide)
+        if format == "int8":
+            yield q.to(wide).mul_(s[:, None]).to(dtype)
+            continue
+        nibbles = torch.stack((q & 15, q >> 4), dim=-1).flatten(1)
+        grouped = _in_groups(nibbles.to(wide).sub_(NIBBLE_ZERO))
+        yield grouped.mul_(s[:, :, None]).to(dtype).flatten(1)[:, :columns]
+
+
+def check_weight(op: str, argument: str, weight: FlatWeight) -> None:
+    """Checks that the parts of a flat weight fit together. Reads shapes and dtypes only."""
+    data, scale, format, columns = weight
+    _check_format(op, format)
+    checks.rank(op, argument, data, "[N, K]")
+    rows, width = data.shape
+    if format == "bf16":
+        checks.is_float(op, argument, data)
+        if scale is not None or columns != width:
+            extra = "with a scale" if scale is not None else f"as {columns} columns"
+            checks.fail(op, argument, f"is {list(data.shape)} {extra}", "plain rows [N, K]", _HINT)
+        return
+    need_dtype, need_width, need_scale = _storage(format, rows, columns)
+    if data.dtype != need_dtype or width != need_width:
+        got = f"has data of {checks.name(data.dtype)} {list(data.shape)}"
+        needs = f"{checks.name(need_dtype)} {[rows, need_width]} for {columns} columns of {format}"
+        checks.fail(op, argument, got, needs, _HINT)
+    if scale is None or scale.dtype not in _SCALES or tuple(scale.shape) != need_scale:
+        got = "None" if scale is None else f"{checks.name(scale.dtype)} {list(scale.shape)}"
+        needs = f"float32 {list(need_scale)} for {format}"
+        checks.fail(op, argument, f"has the scale {got}", needs, _HINT)
+    checks.same_device(op, f"{argument}.scale", scale, data, f"{argument}.data")
+
+
+def check_operand(op: str, argument: str, weight: FlatWeight, x: Tensor, channels: int) -> None:
+    """Checks a flat weight [N, channels] that is to multiply rows of x's dtype."""
+    check_weight(op, argument, weight)
+    data, _, format, columns = weight
+    if format == "bf16":
+        checks.same_dtype(op, argument, data, x)
+    else:
+        checks.same_device(op, argument, data, x)
+    if columns != channels:
+        checks.fail(
+            op,
+            argument,
+            f"has {columns} columns",
+            f"{channels}, one for each channel it multiplies",
+            f"Check that {argument} is [out, in], as in torch.nn.Linear.",
+        )
+
+
+def _check_format(op: str, format: str) -> None:
+    if format not in FORMATS:
+        checks.fail(op, "format", f"is {format!r}", f"one of {', '.join(FORMATS)}", _HINT)
+
+
+def _storage(format: str, rows: int, columns: int) -> tuple[torch.dtype, int, tuple[int, ...]]:
+    """dtype and width of data, and shape of scale, of an integer format."""
+    if format == "int8":
+        return torch.int8, columns, (rows,)
+    return torch.uint8, (columns + 1) // 2, (rows, (columns + GROUP - 1) // GROUP)
+
+
+def _rows_at_a_time(columns: int) -> int:
+    return max(1, CHUNK_ELEMENTS // max(1, columns))
+
+
+def _in_groups(block: Tensor) -> Tensor:
+    """[n, K] -> [n, ceil(K/128), 128]; a short last group is filled with zeros."""
+    short = -block.shape[1] % GROUP
+    return (F.pad(block, (0, short)) if short else block).unflatten(1, (-1, GROUP))
+
+
+def _scale(amax: Tensor, qmax: int) -> Tensor:
+    # Below the smallest normal number a scale has too few bits for the bound, and 0 / 0 is NaN:
+    # rows of zeros or subnormals take the smallest normal scale and err by at most 6e-39.
+    return (amax / qmax).clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def _quantize_int8(w: Tensor) -> tuple[Tensor, Tensor]:
+    s = _scale(w.abs().amax(dim=1), QMAX["int8"])
+    return (w / s[:, None]).round_().to(torch.int8), s
+
+
+def _quantize_int4(w: Tensor) -> tuple[Tensor, Tensor]:
+    grouped = _in_groups(w)
+    s = _scale(grouped.abs().amax(dim=2), QMAX["int4"])
+    q = (grouped / s[:, :, None]).round_().add_(NIBBLE_ZERO).to(torch.uint8).flatten(1)
+    q = q[:, : (w.shape[1] + 1) // 2 * 2]
+    return q[:, 0::2] | (q[:, 1::2] << 4), s
+
+
+def _not_packable(w: Tensor, peak: Tensor, first_row: int, format: str) -> str:
+    finite = torch.isfinite(peak).reshape(len(peak), -1).all(dim=1)
+    row = first_row + int(finite.logical_not().nonzero()[0])
+    values = w[row].to(torch.float32)
+    what = "NaN" if values.isnan().any() else f"a magnitude of {values.abs().amax().item():.7g}"
+    return (
+        f"pack: w holds {what} in row {row}; needs finite weights for {format}. "
+        f"Repair the row, or keep the weight unquantised with pack(w, 'bf16')."
+    )
