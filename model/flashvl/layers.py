@@ -1,0 +1,121 @@
+"""The two parameter holders every part of the model is made of: a linear map and a norm.
+
+They hold parameters and say how to hand them to an op; the arithmetic is the op's. A `Linear` keeps
+either a float parameter or, after `store`, a packed weight (int8 or int4) in buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import flashvl_kernels as fvk
+from flashvl_kernels.packing import PackedWeight
+
+
+class Linear(nn.Module):
+    """x @ weight.T + bias, with `linear`'s prologue norm and epilogue."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        *,
+        packable: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = (outputs, inputs)
+        self.packable = packable
+        self.weight: Tensor | None = nn.Parameter(
+            torch.empty(outputs, inputs, device=device, dtype=dtype)
+        )
+        self.bias: Tensor | None = None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
+        self.register_buffer("packed_data", None)
+        self.register_buffer("packed_scale", None)
+        self.packed: PackedWeight | None = None
+
+    @property
+    def weight_for_op(self) -> Tensor | PackedWeight:
+        """What the ops take as a weight: the parameter, or the packed weight."""
+        if self.packed is not None:
+            return self.packed
+        assert self.weight is not None
+        return self.weight
+
+    def store(self, packed: PackedWeight) -> None:
+        """Replaces the float parameter with `packed`, whose shape must be this layer's."""
+        if tuple(packed.shape) != self.shape:
+            raise ValueError(
+                f"packed weight has shape {tuple(packed.shape)}; this layer needs {self.shape}"
+            )
+        self.weight = None
+        self.packed_data, self.packed_scale = packed.data, packed.scale
+        self.packed = packed
+
+    def forward(
+        self,
+        x: Tensor,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        norm: Norm | None = None,
+    ) -> Tensor:
+        prologue = None if norm is None else norm.as_prologue()
+        return fvk.linear(
+            x, self.weight_for_op, self.bias, activation=activation, residual=residual,
+            norm=prologue,
+        )  # fmt: skip
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.packed_scale
+        super()._apply(fn, recurse)
+        if self.packed is not None:
+            # Scales stay fp32 when the module is cast: rounded to bf16 they would cost 8 bits of
+            # the weight's 8.
+            self.packed_scale = None if scale is None else scale.to(self.packed_data.device)
+            self.packed = PackedWeight(
+                self.packed.format, self.packed_data, self.packed_scale, self.shape
+            )
+        return self
+
+    def extra_repr(self) -> str:
+        outputs, inputs = self.shape
+        kind = "float" if self.packed is None else self.packed.format
+        return f"{inputs} -> {outputs}, {kind}, bias={self.bias is not None}"
+
+
+class Norm(nn.Module):
+    """RMSNorm, or LayerNorm where it has a bias."""
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float,
+        bias: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        if bias:
+            self.bias: Tensor | None = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+
+    def as_prologue(self) -> fvk.Norm:
+        """This norm as an argument of another op."""
+        return fvk.Norm(self.weight, self.bias, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return fvk.rms_norm(x, self.weight, self.eps)[0]
+        return fvk.layer_norm(x, self.weight, self.bias, self.eps)[0]

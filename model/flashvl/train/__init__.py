@@ -1,0 +1,1 @@
+"""Training of the tiny checkpoint: synthetic data, held-out questions, tokenizer, loop."""
