@@ -41,7 +41,7 @@ test: setup
 	@$(BIN)/python -m pytest
 
 bench: setup
-	@$(BIN)/flashvl-bench
+	@$(BIN)/flashvl-bench ops --quick
 
 docs: setup
 	@$(BIN)/python -m flashvl_kernels.docs

@@ -128,21 +128,6 @@ class Errors:
         return self.error / self.allowed if self.allowed else 0.0
 
 
-def _results(spec: OpSpec, run: Any, flat: tuple[Any, ...]) -> list[Tensor]:
-    """What a call returns, followed by what it wrote into its arguments."""
-    mine = [
-        torch.empty_strided(a.shape, a.stride(), dtype=a.dtype).copy_(a)
-        if spec.mutates and isinstance(a, Tensor)
-        else a
-        for a in flat
-    ]
-    with torch.no_grad():
-        out = list(numerics.outputs(run(*mine)))
-    if spec.mutates:
-        out += [a for a in mine if isinstance(a, Tensor) and a.is_floating_point()]
-    return out
-
-
 def errors(spec: OpSpec, backend: str, dtype: torch.dtype) -> Errors:
     """The worst of all samples and outputs, by the share of what is allowed."""
     found = []
@@ -150,9 +135,9 @@ def errors(spec: OpSpec, backend: str, dtype: torch.dtype) -> Errors:
         flat = _flat(spec, sample, dtype)
         if why_not(spec, backend, flat) is not None:
             continue
-        got = _results(spec, spec.kernel(backend).run, flat)
-        plain = _results(spec, spec.reference, flat)
-        truth = _results(spec, spec.reference, tuple(numerics.widen(arg) for arg in flat))
+        got = numerics.results(spec, spec.kernel(backend).run, flat)
+        plain = numerics.results(spec, spec.reference, flat)
+        truth = numerics.oracle(spec, flat)
         for mine, naive, exact in zip(got, plain, truth, strict=True):
             if exact.is_floating_point() and exact.numel() and bool(exact.isfinite().all()):
                 found.append(_compared(mine, naive, exact, spec.tolerance))

@@ -8,7 +8,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,29 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def oracle(spec: OpSpec, flat: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The reference in float64 on schema arguments."""
+def duplicate(flat: Sequence[Any]) -> tuple[Any, ...]:
+    """The same arguments in memory of their own, strides kept."""
+    return tuple(
+        torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device).copy_(a)
+        if isinstance(a, Tensor)
+        else a
+        for a in flat
+    )
+
+
+def results(spec: OpSpec, run: Callable[..., Any], flat: Sequence[Any]) -> list[Tensor]:
+    """What `run` returns on schema arguments, followed by what it wrote into them."""
+    mine = duplicate(flat) if spec.mutates else tuple(flat)
     with torch.no_grad():
-        return outputs(spec.reference(*[widen(arg) for arg in flat]))
+        out = list(outputs(run(*mine)))
+    if spec.mutates:
+        out += [arg for arg in mine if isinstance(arg, Tensor) and arg.is_floating_point()]
+    return out
+
+
+def oracle(spec: OpSpec, flat: Sequence[Any]) -> list[Tensor]:
+    """The reference's results in float64 on schema arguments."""
+    return results(spec, spec.reference, [widen(arg) for arg in flat])
 
 
 @dataclass(frozen=True)

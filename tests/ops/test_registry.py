@@ -40,28 +40,8 @@ def flat_call(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> tuple[Any, ..
     return flat
 
 
-def copies(flat: tuple[Any, ...]) -> list[Any]:
-    """The same call on its own memory, strides kept, for ops that write into arguments."""
-    return [
-        torch.empty_strided(a.shape, a.stride(), dtype=a.dtype).copy_(a) if isinstance(a, Tensor)
-        else a
-        for a in flat
-    ]  # fmt: skip
-
-
-def results(spec: OpSpec, run: Any, flat: tuple[Any, ...]) -> list[Tensor]:
-    """What the op returns, followed by what it wrote into its arguments."""
-    mine = copies(flat) if spec.mutates else list(flat)
-    out = list(numerics.outputs(run(*mine)))
-    if spec.mutates:
-        out += [a for a in mine if isinstance(a, Tensor) and a.is_floating_point()]
-    return out
-
-
 def assert_right(spec: OpSpec, got: list[Tensor], flat: tuple[Any, ...], what: str) -> None:
-    plain = results(spec, spec.reference, flat)
-    wide = tuple(numerics.widen(arg) for arg in flat)
-    truth = results(spec, spec.reference, wide)
+    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
     for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
         verdict = numerics.judge(g, p, t, spec.tolerance)
         assert verdict.right, f"{spec.name}, {what}, output {i}: {verdict.reason}"
@@ -107,9 +87,9 @@ def test_kernels_against_the_float64_oracle(
     flat = flat_call(spec, sample, dtype)
     for name in kernels(spec):
         if spec.kernels[name](*flat) is None:
-            assert_right(spec, results(spec, spec.kernel(name).run, flat), flat, name)
+            assert_right(spec, numerics.results(spec, spec.kernel(name).run, flat), flat, name)
     with backend("torch"):
-        assert_right(spec, results(spec, spec.op, flat), flat, "torch")
+        assert_right(spec, numerics.results(spec, spec.op, flat), flat, "torch")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,8 +97,7 @@ def test_kernels_against_the_float64_oracle(
 def test_the_reference_itself_is_accurate(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> None:
     """At most 16 unit roundoffs of the output's size: the longest op rounds six times in a row."""
     flat = flat_call(spec, sample, dtype)
-    plain = results(spec, spec.reference, flat)
-    truth = results(spec, spec.reference, tuple(numerics.widen(arg) for arg in flat))
+    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
     for got, expected in zip(plain, truth, strict=True):
         if got.is_floating_point() and expected.numel():
             error = (got.double() - expected).square().mean().sqrt()
@@ -134,7 +113,7 @@ def test_the_fake_has_the_real_strides(spec: OpSpec, sample: Sample, dtype: torc
     fakes = numerics.outputs(spec.fake(*flat))
     for name in ("torch", *kernels(spec)):
         with backend(f"{name},torch"):
-            reals = numerics.outputs(spec.op(*(copies(flat) if spec.mutates else flat)))
+            reals = numerics.outputs(spec.op(*(numerics.duplicate(flat) if spec.mutates else flat)))
         for real, fake in zip(reals, fakes, strict=True):
             assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
             assert real.stride() == fake.stride()
@@ -144,7 +123,10 @@ def test_the_fake_has_the_real_strides(spec: OpSpec, sample: Sample, dtype: torc
 @pytest.mark.parametrize(("spec", "sample"), samples("typical", "strided", "zero"))
 def test_opcheck(spec: OpSpec, sample: Sample) -> None:
     flat = flat_call(spec, sample, torch.float32)
-    floats = [a.detach().requires_grad_() if differentiable(spec, a) else a for a in copies(flat)]
+    floats = [
+        a.detach().requires_grad_() if differentiable(spec, a) else a
+        for a in numerics.duplicate(flat)
+    ]
     with backend("torch"):
         report = torch.library.opcheck(spec.op, tuple(floats), raise_exception=True)
     assert set(report) == {

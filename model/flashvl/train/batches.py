@@ -12,6 +12,7 @@ import flashvl_kernels as fvk
 from flashvl.chat import encode_conversation
 from flashvl.config import FlashVLConfig
 from flashvl.tokenizer import Tokenizer
+from flashvl.train.lookups import Mention, MentionFinder
 from flashvl_kernels.tiles import TileGrid
 
 
@@ -22,6 +23,7 @@ class Batch:
     rows: fp32 [B*T, t*t, 3*p*p], patch rows of the tiles. ids: int64 [B, N] with image sentinels,
     padded on the right with 0. answers: bool [B, N], the tokens to predict. symbol, ordinal,
     colour: int64 [B, P], what covers each canvas patch. kinds: of each question turn, per picture.
+    mentions: the tokens that name something in a picture.
     """
 
     rows: Tensor
@@ -32,6 +34,7 @@ class Batch:
     ordinal: Tensor
     colour: Tensor
     kinds: list[list[str]]
+    mentions: list[Mention]
 
 
 def grid_of(config: FlashVLConfig, height: int, width: int) -> TileGrid:
@@ -47,7 +50,9 @@ def grid_of(config: FlashVLConfig, height: int, width: int) -> TileGrid:
     )
 
 
-def collate(arrays: dict[str, Any], config: FlashVLConfig, tokenizer: Tokenizer) -> Batch:
+def collate(
+    arrays: dict[str, Any], config: FlashVLConfig, tokenizer: Tokenizer, finder: MentionFinder
+) -> Batch:
     """arrays: as `dataset.stream` yields them."""
     images: Tensor = arrays["images"]
     image = config.image
@@ -66,6 +71,11 @@ def collate(arrays: dict[str, Any], config: FlashVLConfig, tokenizer: Tokenizer)
     for row, (tokens_of_row, mask) in enumerate(encoded):
         ids[row, : len(tokens_of_row)] = torch.tensor(tokens_of_row)
         answers[row, : len(mask)] = torch.tensor(mask)
+    mentions = [
+        mention
+        for row, (turns, marks) in enumerate(zip(arrays["turns"], arrays["marks"], strict=True))
+        for mention in finder.find(row, encoded[row][0], turns, marks)
+    ]
     return Batch(
         rows=torch.cat(rows),
         grid=grid,
@@ -75,6 +85,7 @@ def collate(arrays: dict[str, Any], config: FlashVLConfig, tokenizer: Tokenizer)
         ordinal=arrays["ordinal"],
         colour=arrays["colour"],
         kinds=[[kind for _, _, kind in turns] for turns in arrays["turns"]],
+        mentions=mentions,
     )
 
 

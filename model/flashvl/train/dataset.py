@@ -51,6 +51,7 @@ def make_batch(seed: int, number: int, batch: int, numbers: float = 0.5) -> dict
     return {
         "images": np.stack([e.image for e in made]),
         "turns": [e.turns for e in made],
+        "marks": [e.marks for e in made],
         "symbol": np.stack([e.targets.symbol for e in made]),
         "ordinal": np.stack([e.targets.ordinal for e in made]),
         "colour": np.stack([e.targets.colour for e in made]),
@@ -79,6 +80,7 @@ def stream(
     the caller's main module, which therefore needs its `if __name__ == "__main__"` guard.
 
     Each batch: images uint8 [B, H, W, 3]; turns, a list of B tuples of (question, answer, kind);
+    marks, what was drawn;
     symbol, ordinal, colour int64 [B, H/8 * W/8]; all of one canvas size (see canvas.SIZES).
     """
     if batch < 1 or start < 0 or workers < 0 or not 0 <= numbers <= 1:

@@ -34,6 +34,7 @@ from flashvl.model import FlashVL
 from flashvl.tokenizer import Tokenizer
 from flashvl.train.batches import Batch, collate
 from flashvl.train.dataset import stream
+from flashvl.train.lookups import LookupHead, MentionFinder
 from flashvl.train.losses import DenseHeads, accuracy, canvas_features, spoken
 from flashvl.train.muon import Muon
 
@@ -41,6 +42,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 WARMUP = 100  # steps
 AVERAGE = 0.998  # weight of the past in the averaged weights that are shipped
 DENSE = 0.5  # weight of the dense loss beside the next-token loss
+LOOK = 0.3  # weight of the lookup loss beside it
 SAVE_EVERY = 120.0  # seconds
 
 
@@ -61,10 +63,11 @@ class Stage:
         return "decoder" in self.parts
 
 
+EVERYTHING = ("vision", "heads", "adapter", "decoder", "lookup")
 STAGES = (
     Stage("look", 1000, 2e-3, ("vision", "heads")),
-    Stage("talk", 400, 2e-3, ("adapter", "decoder")),
-    Stage("join", 3200, 1.2e-3, ("vision", "heads", "adapter", "decoder"), numbers=0.4, batch=16),
+    Stage("talk", 800, 2e-3, ("adapter", "decoder", "lookup"), numbers=0.4, batch=24),
+    Stage("join", 1300, 1e-3, EVERYTHING, numbers=0.4, batch=24),
 )
 
 
@@ -78,12 +81,14 @@ class Trainer:
         self.tokenizer = Tokenizer.from_pretrained(ASSETS / "tiny")
         self.model = FlashVL.random(self.config, seed=seed, dtype=torch.float32)
         torch.manual_seed(seed)
+        self.finder = MentionFinder(self.tokenizer, self.config.decoder.vocab)
         self.heads = DenseHeads(self.config.vision.dim)
+        self.lookup = LookupHead(self.config.decoder.dim)
         initialise(self.model)
         self.parts: dict[str, nn.Module] = {
             "vision": self.model.vision, "adapter": self.model.adapter,
             "decoder": self.model.decoder,
-            "heads": self.heads,
+            "heads": self.heads, "lookup": self.lookup,
         }  # fmt: skip
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.stage, self.step = 0, 0
@@ -110,6 +115,7 @@ class Trainer:
         state = {
             "stage": self.stage, "step": self.step, "seed": self.seed,
             "model": self.model.state_dict(), "heads": self.heads.state_dict(),
+            "lookup": self.lookup.state_dict(),
             "average": self.average, "optimizers": [o.state_dict() for o in self.optimizers],
         }  # fmt: skip
         partial = self.out / "state.part"
@@ -130,6 +136,7 @@ class Trainer:
         self.stage, self.step = state["stage"], state["step"]
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.lookup.load_state_dict(state["lookup"])
         self.average = state["average"]
         if self.stage < len(self.stages):
             self.optimizers = self._make_optimizers()
@@ -156,7 +163,7 @@ class Trainer:
 
     def _collated(self, source: Iterator[dict[str, Any]], count: int) -> Iterator[Batch]:
         for _, arrays in zip(range(count), source, strict=False):
-            yield collate(arrays, self.config, self.tokenizer)
+            yield collate(arrays, self.config, self.tokenizer, self.finder)
 
     def _learn(self, stage: Stage, batch: Batch) -> dict[str, float]:
         """One step; returns losses and the shares of right answers."""
@@ -172,8 +179,12 @@ class Trainer:
             loss = loss + dense * (DENSE if stage.speaks else 1.0)
             report["dense"] = float(dense.detach())
         if stage.speaks:
-            said = spoken(self.model, canvas, batch)
-            loss = loss + said.loss
+            with self.lookup.watch(self.model.decoder) as seen:
+                said = spoken(self.model, canvas, batch)
+            size = self.config.image.compression_for(batch.grid).out
+            looked = self.lookup(seen, batch, size)
+            loss = loss + said.loss + looked * LOOK
+            report["lookup"] = float(looked.detach())
             report["loss"] = float(said.loss.detach())
             report.update(accuracy(said.right))
         loss.backward()
@@ -194,7 +205,7 @@ class Trainer:
         matrices, rest = [], []
         for name in self.stages[self.stage].parts:
             for full, parameter in self.parts[name].named_parameters():
-                outer = name == "heads" or "table" in full or "positions" in full
+                outer = name in ("heads", "lookup") or "table" in full or "positions" in full
                 (rest if outer or parameter.dim() < 2 else matrices).append(parameter)
         adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
         return [Muon(matrices), adam]
@@ -239,7 +250,7 @@ def schedule(step: int, steps: int) -> float:
 class Log:
     """Every step's report: appended to a CSV file, and smoothed for the progress bar."""
 
-    FIELDS = ("dense", "symbol", "loss", "number", "digits", "shape", "colour", "count",
+    FIELDS = ("dense", "symbol", "lookup", "loss", "number", "digits", "shape", "colour", "count",
               "relation", "object", "place")  # fmt: skip
 
     def __init__(self, path: Path) -> None:

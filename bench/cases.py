@@ -1,0 +1,106 @@
+"""The cases of the op benchmarks: every "bench" sample of every op, per dtype and backend.
+
+A case is timed only if the backend asked for really runs it, and only if its result is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashvl_bench.ceilings import DTYPES, NAMES
+from flashvl_bench.timing import Flat
+from flashvl_kernels import backends, numerics
+from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample of one op in one dtype: what all backends and the plain expression are given."""
+
+    spec: OpSpec
+    sample: Sample
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.name} [{self.sample.name}] {NAMES[self.dtype]}"
+
+    def flat(self) -> Flat:
+        """The schema arguments."""
+        built = self.sample.build(self.dtype)
+        spec, flat = capture(self.spec.function, *built.args, **built.kwargs)
+        if spec is not self.spec:
+            raise ValueError(
+                f"the sample {self.sample.name!r} of {self.spec.name} ends in {spec.name}"
+            )
+        return flat
+
+
+def select(
+    ops: Sequence[str] = (), dtypes: Sequence[str] = (), first_only: bool = False
+) -> Iterator[Case]:
+    """The cases of these ops (default: all) and dtypes (default: all), in order of name.
+
+    first_only: one sample an op. Raises ValueError for an unknown op.
+    """
+    for name in ops:
+        if name not in REGISTRY:
+            raise ValueError(f"--op is {name!r}; needs one of {', '.join(sorted(REGISTRY))}")
+    for name in sorted(ops or REGISTRY):
+        spec = REGISTRY[name]
+        samples = [sample for sample in spec.samples if sample.kind == "bench"]
+        for sample in samples[: 1 if first_only else None]:
+            for dtype in dtypes or DTYPES:
+                yield Case(spec, sample, DTYPES[dtype])
+
+
+def asked_backends(spec: OpSpec, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The backends to measure: those asked for, or every one that the op claims, and torch."""
+    return tuple(asked) or (*spec.kernels, "torch")
+
+
+def refusal(spec: OpSpec, asked: str, flat: Flat) -> str | None:
+    """Why backend `asked` ("auto": any kernel of ours) would not run this call; None if it would.
+
+    The answer is that of `backends.choose`, which also decides in the timed call.
+    """
+    try:
+        with backends.backend(asked):
+            chosen = backends.choose(spec, flat).backend
+            tried = backends.preference(backends.device_of(flat))
+    except backends.BackendError:
+        return backends.why_not(spec, asked, flat)
+    if asked == "auto" and chosen == "torch":
+        reasons = {name: backends.why_not(spec, name, flat) for name in tried if name != "torch"}
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return None
+
+
+def kernel_name(spec: OpSpec, asked: str, flat: Flat) -> tuple[str, str]:
+    """The backend and the kernel that run this call when `asked` is asked for."""
+    with backends.backend(asked):
+        kernel = backends.choose(spec, flat)
+    return kernel.backend, kernel.name
+
+
+class Judge:
+    """Says whether results of a case are right, by the rule of `flashvl_kernels.numerics`."""
+
+    def __init__(self, spec: OpSpec, flat: Flat) -> None:
+        self._spec = spec
+        self._plain = numerics.results(spec, spec.reference, flat)
+        self._truth = numerics.oracle(spec, flat)
+
+    def wrong(self, got: Sequence[Tensor]) -> str | None:
+        """What is wrong with `got`; None when it is right."""
+        if len(got) != len(self._truth):
+            return f"{len(got)} outputs; needs {len(self._truth)}"
+        for i, (mine, plain, truth) in enumerate(zip(got, self._plain, self._truth, strict=True)):
+            verdict = numerics.judge(mine, plain, truth, self._spec.tolerance)
+            if not verdict.right:
+                return f"output {i}: {verdict.reason}"
+        return None

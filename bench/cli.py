@@ -1,0 +1,132 @@
+"""The `flashvl-bench` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.replace(",", " ").split() if word)
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=int, help="threads of PyTorch and of the kernels (default: PyTorch's)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result file here")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flashvl-bench", description="Measure the kernels and the model on this machine."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    ops = commands.add_parser("ops", help="each op on each backend, against the machine's ceilings")
+    ops.add_argument("--op", type=_words, default=(), help="names, by commas (default: all)")
+    ops.add_argument(
+        "--backend",
+        type=_words,
+        default=(),
+        help="cpu, torch, auto, ..., by commas (default: all that an op claims, and torch)",
+    )
+    ops.add_argument(
+        "--dtype", type=_words, default=(), help="bf16, fp16, fp32, by commas (default: bf16,fp32)"
+    )
+    ops.add_argument("--warm", action="store_true", help="the same arguments in every call")
+    ops.add_argument("--seconds", type=float, help="time for each contender of a case (default: 1)")
+    ops.add_argument(
+        "--quick", action="store_true", help="one sample an op, 0.2 s a contender: a first look"
+    )
+    _threads(ops)
+    model = commands.add_parser("model", help="vision, prefill, decode beside transformers eager")
+    model.add_argument(
+        "--config",
+        default="static_2b",
+        choices=("static_2b", "dynamic_2b", "dynamic_iss_2b", "tiny"),
+    )
+    model.add_argument(
+        "--weights", default="bf16", choices=("bf16",), help="bf16: plain rows, in --dtype"
+    )
+    model.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
+    model.add_argument("--prompt", type=int, default=300, help="tokens of the prompt")
+    model.add_argument("--tokens", type=int, default=16, help="decode steps in each repeat")
+    model.add_argument("--repeats", type=int, default=3, help="timed calls of each side")
+    model.add_argument(
+        "--only",
+        type=_words,
+        default=(),
+        help="parts, by commas: vision, prefill, decode, load (default: all)",
+    )
+    model.add_argument(
+        "--layers", type=int, help="cut encoder and decoder to this depth, on both sides"
+    )
+    _threads(model)
+    return parser
+
+
+def _positive(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for name in ("threads", "seconds", "prompt", "tokens", "repeats", "layers"):
+        value = getattr(options, name, None)
+        if value is not None and value <= 0:
+            parser.error(f"--{name} is {value}; needs a number above 0")
+
+
+def _one_of(
+    parser: argparse.ArgumentParser, name: str, given: tuple[str, ...], known: tuple[str, ...]
+) -> None:
+    for word in given:
+        if word not in known:
+            parser.error(f"--{name} is {word!r}; needs {', '.join(known)}")
+
+
+def _ops(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from flashvl_bench import ops
+    from flashvl_bench.ceilings import DTYPES
+    from flashvl_bench.timing import Budget
+    from flashvl_kernels import backends
+    from flashvl_kernels.spec import REGISTRY
+
+    _one_of(parser, "op", options.op, tuple(sorted(REGISTRY)))
+    _one_of(parser, "backend", options.backend, ("auto", *backends.NAMES))
+    _one_of(parser, "dtype", options.dtype, tuple(DTYPES))
+    budget = Budget(options.seconds or (0.2 if options.quick else 1.0), 3 if options.quick else 5)
+    # PyTorch's fp16 GEMM is a hundred times slower than fp32 on CPUs without fp16 instructions.
+    dtypes = options.dtype or ("bf16", "fp32")
+    settings = ops.Settings(
+        options.op, options.backend, dtypes, options.quick, options.warm, budget
+    )
+    return ops.run(settings, options.json)
+
+
+def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from flashvl_bench import model
+
+    _one_of(parser, "only", options.only, model.PARTS)
+    settings = model.Settings(
+        config=options.config,
+        weights=options.weights,
+        dtype=options.dtype,
+        prompt=options.prompt,
+        tokens=options.tokens,
+        repeats=options.repeats,
+        layers=options.layers,
+        parts=options.only or model.PARTS,
+    )
+    return model.run(settings, options.json)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 1 if a result was wrong."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    _positive(parser, options)
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    return (_ops if options.command == "ops" else _model)(parser, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

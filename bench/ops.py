@@ -1,0 +1,194 @@
+"""`flashvl-bench ops`: each op on each backend, beside the plain PyTorch expression.
+
+A row shows a time only for a kernel that ran and whose result is right. The plain expression (the
+op's reference) takes turns with the backends in the same rounds, on the same rotating arguments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from flashvl_bench import ceilings, machine, report, schema
+from flashvl_bench.cases import Case, Judge, asked_backends, kernel_name, refusal, select
+from flashvl_bench.ceilings import NAMES, Ceilings
+from flashvl_bench.timing import Budget, Clock, Contender, Rotation, Times, interleave
+from flashvl_kernels import backends, numerics
+from flashvl_kernels.spec import Cost
+
+PLAIN = "plain"  # the contender that is the reference, outside of the registered op
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the cases are measured."""
+
+    ops: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    quick: bool = False
+    warm: bool = False
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case on one backend. Only a row of status "ok" has times (`seconds`, `plain_seconds`).
+
+    status: ok, "falls back" (the backend asked for does not run this call), "wrong" (the result
+    breaks the numerics rule) or "fails" (the kernel raised); `reason` says more.
+    fraction: least time by the ceilings over the median; bound: what the least time comes from.
+    """
+
+    op: str
+    sample: str
+    family: str
+    dtype: str
+    asked: str
+    status: str
+    reason: str = ""
+    backend: str = ""
+    kernel: str = ""
+    bytes_read: int = 0
+    bytes_written: int = 0
+    flops: int = 0
+    seconds: tuple[float, ...] = ()
+    plain_seconds: tuple[float, ...] = ()
+    median: float | None = None
+    iqr: float | None = None
+    plain_median: float | None = None
+    bytes_per_second: float | None = None
+    flops_per_second: float | None = None
+    fraction: float | None = None
+    bound: str = ""
+    copies: int = 0
+    swept: bool = False
+
+
+def measure_case(
+    case: Case,
+    asked: Sequence[str],
+    top: Ceilings,
+    settings: Settings,
+    cache_bytes: int,
+    clock: Clock = time.perf_counter,
+) -> list[Row]:
+    """A row for each backend of `asked`; those that run and are right are timed in turns."""
+    spec, flat = case.spec, case.flat()
+    blank = partial(Row, spec.name, case.sample.name, case.sample.family, NAMES[case.dtype])
+    reasons = {name: refusal(spec, name, flat) for name in asked}
+    running = [name for name in asked if reasons[name] is None]
+    faults = _faults(case, running, flat) if running else {}
+    fair = [name for name in running if name not in faults]
+    times: dict[str, Times] = {}
+    rotation = Rotation(flat, cache_bytes if fair else 0, settings.warm)
+    if fair:
+        contenders = [Contender(PLAIN, spec.reference)]
+        contenders += [Contender(n, spec.op, partial(backends.backend, n)) for n in fair]
+        times = interleave(contenders, rotation, settings.budget, clock)
+    rows = []
+    for name in asked:
+        if reasons[name] is not None:
+            rows.append(blank(name, "falls back", str(reasons[name])))
+            continue
+        backend, kernel = kernel_name(spec, name, flat)
+        if name in faults:
+            status, reason = faults[name]
+            rows.append(blank(name, status, reason, backend, kernel))
+            continue
+        figures = _figures(spec.cost(*flat), times[name], times[PLAIN], top, NAMES[case.dtype])
+        row = blank(name, "ok", "", backend, kernel, **figures)
+        rows.append(replace(row, copies=rotation.copies, swept=rotation.sweeps))
+    return rows
+
+
+def _faults(case: Case, running: Sequence[str], flat: Any) -> dict[str, tuple[str, str]]:
+    """(status, reason) of each backend that raises or gives a wrong result."""
+    judge, found = Judge(case.spec, flat), {}
+    for name in running:
+        try:
+            with backends.backend(name):
+                wrong = judge.wrong(numerics.results(case.spec, case.spec.op, flat))
+        except Exception as error:  # a kernel may raise anything; its row says what
+            found[name] = ("fails", f"{type(error).__name__}: {error}")
+            continue
+        if wrong is not None:
+            found[name] = ("wrong", wrong)
+    return found
+
+
+def _figures(cost: Cost, own: Times, plain: Times, top: Ceilings, dtype: str) -> dict[str, Any]:
+    least, bound = top.least_time(cost, dtype)
+    median = own.median
+    return {
+        "bytes_read": cost.bytes_read,
+        "bytes_written": cost.bytes_written,
+        "flops": cost.flops,
+        "seconds": own.seconds,
+        "plain_seconds": plain.seconds,
+        "median": median,
+        "iqr": own.iqr,
+        "plain_median": plain.median,
+        "bytes_per_second": cost.bytes / median,
+        "flops_per_second": cost.flops / median,
+        "fraction": least / median,
+        "bound": bound,
+    }
+
+
+def measure(settings: Settings, top: Ceilings, cache_bytes: int) -> Iterator[Row]:
+    """The rows of all cases, each as soon as it is measured."""
+    for case in select(settings.ops, settings.dtypes, settings.quick):
+        asked = asked_backends(case.spec, settings.backends)
+        yield from measure_case(case, asked, top, settings, cache_bytes)
+
+
+def run(settings: Settings, json_file: str | None = None) -> int:
+    """Measure, print, and write the result file. Exit status 1 if a kernel was wrong or raised."""
+    kept = machine.keep_freed_memory()
+    here = machine.facts()
+    print(f"machine   {here.line()}")
+    top = ceilings.measure(here.cache_bytes, settings.quick)
+    print(f"ceilings  {top.line()}")
+    print(f"method    {method(settings, kept)}\n", flush=True)
+    table = report.Table(report.OPS)
+    rows: list[Row] = []
+    for row in measure(settings, top, here.cache_bytes):
+        rows.append(row)
+        print(table.row(report.cells(row)), flush=True)
+    end = ceilings.measure(here.cache_bytes, settings.quick)
+    drift = max(abs(end.read / top.read - 1), abs(end.copy / top.copy - 1))
+    print(f"\nceilings at the end: {end.line()} (bandwidth moved by {drift:.0%})")
+    document = {
+        "schema": "flashvl-bench/ops",
+        "version": schema.VERSION,
+        "machine": asdict(here),
+        "settings": {**asdict(settings), "allocator_keeps_memory": kept},
+        "ceilings": asdict(top),
+        "ceilings_end": asdict(end),
+        "rows": [asdict(row) for row in rows],
+    }
+    if json_file:
+        schema.write(document, json_file)
+    bad = [row for row in rows if row.status in ("wrong", "fails")]
+    return 1 if bad else 0
+
+
+def method(settings: Settings, allocator_keeps_memory: bool) -> str:
+    """The choices behind the numbers, in words."""
+    cache = (
+        "warm cache: every call gets the same arguments"
+        if settings.warm
+        else "cold cache: arguments rotate over twice the last-level cache, or the cache is swept"
+    )
+    pages = "keeps" if allocator_keeps_memory else "may return"
+    return (
+        f"{cache}; backends and the plain PyTorch expression take turns; median and distance of "
+        f"the quartiles of n calls, Python and dispatch included; malloc {pages} freed memory; "
+        f"gradients off; {torch.get_num_threads()} threads"
+    )

@@ -1,0 +1,137 @@
+"""Interleaved timing of several functions on the same arguments, with a cold cache.
+
+The contenders take turns in every round, and the order rotates, so that whatever else the machine
+does meets all of them alike. Between two uses of the same memory at least twice the last-level
+cache is read, so that arguments come from memory as they do inside a model; the results a call
+allocates are its own affair. The clock is a parameter: tests give one that only kernels advance.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashvl_kernels import numerics
+
+Clock = Callable[[], float]
+Flat = tuple[Any, ...]
+
+CACHES = 2  # last-level caches between two uses of a byte
+MOST_COPIES = 1024  # beyond that, small arguments: a sweep of the cache costs less than the copies
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A function to time; `context` is entered around each call, outside of the timed part."""
+
+    name: str
+    run: Callable[..., Any]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a measurement ends: after `seconds` a contender, and at the latest after `most` rounds;
+    not before `least` rounds, unless a single call takes longer than `seconds`."""
+
+    seconds: float = 1.0
+    least: int = 5
+    most: int = 200
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each call, in the order they were made."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def iqr(self) -> float:
+        """Distance of the quartiles; 0 for a single call."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return high - low
+
+
+class Rotation:
+    """Hands out arguments whose memory the cache has forgotten; `warm` always gives the same."""
+
+    def __init__(self, flat: Flat, cache_bytes: int, warm: bool = False) -> None:
+        size = sum(a.numel() * a.element_size() for a in flat if isinstance(a, Tensor))
+        wanted = 1 if warm else -(-CACHES * cache_bytes // max(size, 1))
+        self._swept = None
+        if wanted > MOST_COPIES:
+            wanted = 1
+            self._swept = torch.zeros(CACHES * cache_bytes // 4)
+        self._copies = [flat, *(numerics.duplicate(flat) for _ in range(wanted - 1))]
+        self._next = 0
+
+    @property
+    def copies(self) -> int:
+        return len(self._copies)
+
+    @property
+    def sweeps(self) -> bool:
+        """The cache is swept before each call, because the arguments are too small to rotate."""
+        return self._swept is not None
+
+    def take(self) -> Flat:
+        """Arguments for one call."""
+        if self._swept is not None:
+            self._swept.sum()
+        self._next = (self._next + 1) % len(self._copies)
+        return self._copies[self._next]
+
+
+def timed(contender: Contender, rotation: Rotation, clock: Clock = time.perf_counter) -> float:
+    """Seconds of one call, including its way through Python and the dispatcher."""
+    args = rotation.take()
+    with contender.context():
+        start = clock()
+        result = contender.run(*args)
+        seconds = clock() - start
+    del result
+    return seconds
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    rotation: Rotation,
+    budget: Budget,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Times]:
+    """Time every contender in turns; the same number of calls of each. There is no warm-up: the
+    caller has called each of them once already, to see that its result is right."""
+    found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            spent = 0.0
+            for turn in range(budget.most):
+                longest = max((seconds[0] for seconds in found.values() if seconds), default=0.0)
+                least = 1 if longest > budget.seconds else budget.least
+                if turn >= least and spent >= budget.seconds * len(contenders):
+                    break
+                first = turn % len(contenders)
+                for contender in (*contenders[first:], *contenders[:first]):
+                    found[contender.name].append(timed(contender, rotation, clock))
+                    spent += found[contender.name][-1]
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
