@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     show = commands.add_parser("demo", help="ask the packaged tiny model, score it, time it")
     _model_options(show)
+    show.add_argument("--picture", type=Path, help="also write questions and answers as a PNG")
     show.set_defaults(run=_demo)
     return parser
 
@@ -128,7 +129,12 @@ def _write(text: str) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    demo.run(_load(arguments), _write, arguments.backend)
+    model = _load(arguments)
+    demo.run(model, _write, arguments.backend)
+    if arguments.picture:
+        from flashvl import picture
+
+        picture.draw(model, arguments.picture)
 
 
 def _info(arguments: argparse.Namespace) -> None:

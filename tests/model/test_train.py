@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,46 @@ from flashvl.model import FlashVL
 from flashvl.tokenizer import Tokenizer
 from flashvl.train import tiny
 from flashvl.train.batches import Batch, collate, grid_of
+from flashvl.train.canvas import Mark
 from flashvl.train.dataset import stream
+from flashvl.train.lookups import (
+    Comparison,
+    LookupHead,
+    Mention,
+    MentionFinder,
+    Watched,
+    centres,
+    named,
+    object_tokens,
+)
 from flashvl.train.losses import _turn_shares, _turns_right, canvas_features, spoken
 
 STAGES = (
     tiny.Stage("look", 2, 1e-3, ("vision", "heads"), batch=2),
-    tiny.Stage("join", 3, 1e-3, ("vision", "heads", "adapter", "decoder"), batch=2),
+    tiny.Stage("join", 3, 1e-3, tiny.EVERYTHING, batch=2),
 )
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """As `python -m flashvl.train.tiny` runs: gathers otherwise add up as threads finish."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
+    return make_batch(numbers=0.0)
+
+
+def make_batch(numbers: float) -> Batch:
+    config = FlashVLConfig.tiny()
     tokenizer = Tokenizer.from_pretrained(tiny.ASSETS / "tiny")
-    return collate(next(stream(7, workers=0, batch=3)), FlashVLConfig.tiny(), tokenizer)
+    finder = MentionFinder(tokenizer, config.decoder.vocab)
+    arrays = next(stream(7, workers=0, batch=3, numbers=numbers))
+    return collate(arrays, config, tokenizer, finder)
 
 
 def trainer(out: Path) -> tiny.Trainer:
@@ -34,7 +62,7 @@ def trainer(out: Path) -> tiny.Trainer:
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
 ) -> None:
     monkeypatch.setattr(tiny, "SAVE_EVERY", -1.0)
     whole = trainer(tmp_path / "whole")
@@ -105,6 +133,95 @@ def test_every_turn_weighs_the_same_in_the_loss() -> None:
     predicts = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 1, 1, 1]], dtype=torch.bool)
     expected = torch.tensor([[0, 1 / 6, 1 / 6, 0, 1 / 3], [0, 0, 1 / 9, 1 / 9, 1 / 9]])
     torch.testing.assert_close(_turn_shares(predicts), expected)
+
+
+MARKS = (
+    Mark("circle", "red", 0, 70, 20, 90),
+    Mark("square", "blue", 0, 10, 20, 30),
+    Mark("circle", "blue", 40, 40, 60, 60),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What colour is the square?", [("square", (0,))]),
+        ("What shape is red?", [("red", (2,))]),
+        ("How many circles are there?", [("circles", (2, 1))]),
+        ("How many blue shapes are there?", [("shapes", (0, 1))]),
+        ("How many shapes are there?", [("shapes", (2, 0, 1))]),
+        ("How many stars are there?", []),
+        ("Is the red circle left of the blue square?", [("circle", (2,)), ("square", (0,))]),
+    ],
+)
+def test_names_in_a_question_mean_the_right_objects(
+    question: str, expected: list[tuple[str, tuple[int, ...]]]
+) -> None:
+    found = list(named(question, MARKS))
+    assert [ranks for _, ranks in found] == [ranks for _, ranks in expected]
+    for (last, _), (word, _) in zip(found, expected, strict=True):
+        assert question[: last + 1].endswith(word)
+
+
+@pytest.mark.parametrize("numbers", [0.0, 1.0])
+def test_mentions_stand_at_the_tokens_that_name_or_precede(numbers: float) -> None:
+    batch = make_batch(numbers)
+    tokenizer = Tokenizer.from_pretrained(tiny.ASSETS / "tiny")
+    assert batch.mentions
+    for mention in (m for m in batch.mentions if isinstance(m, Mention)):
+        token, after = batch.ids[mention.row, mention.place : mention.place + 2].tolist()
+        if numbers:
+            digit = int(tokenizer.decode([after]))
+            at = batch.ordinal[mention.row] == mention.ranks[0] + 1
+            assert (batch.symbol[mention.row][at] == 1 + digit).all()
+        else:
+            assert tokenizer.decode([token]).strip().isalpha()
+
+
+def test_comparisons_stand_before_the_answer_and_agree_with_it() -> None:
+    """The sign of the difference and the relation's word give the yes or no that follows."""
+    batch = make_batch(0.0)
+    tokenizer = Tokenizer.from_pretrained(tiny.ASSETS / "tiny")
+    compared = [m for m in batch.mentions if isinstance(m, Comparison)]
+    assert compared
+    for one in compared:
+        row = torch.tensor([one.row])
+        gap = centres(batch, row, torch.tensor([one.first])) - centres(
+            batch, row, torch.tensor([one.second])
+        )
+        down, right = gap[0].tolist()
+        ids = batch.ids[one.row]
+        answer = tokenizer.decode([int(ids[one.place + 1])])
+        start = int((ids[: one.place] == tokenizer.im_start).nonzero()[-2])
+        asked = tokenizer.decode([i for i in ids[start : one.place].tolist() if i >= 0])
+        signs = {"left of": -right, "right of": right, "above": -down, "below": down}
+        (sign,) = (value for word, value in signs.items() if word in asked)
+        assert answer == ("yes" if sign > 0 else "no"), asked
+
+
+def test_object_tokens_are_the_share_each_object_covers() -> None:
+    ordinal = torch.tensor([[1, 1, 0, 2, 1, 0, 0, 2]])  # canvas 2 x 4
+    share = object_tokens(ordinal, (2, 4), (1, 2))
+    assert share.shape == (1, 5, 2)
+    assert share[0, :2].tolist() == [[0.75, 0.0], [0.0, 0.5]]
+
+
+def test_the_lookup_loss_watches_the_attention_the_decoder_uses(batch: Batch) -> None:
+    """Shares recomputed from the hook add up to one and come from earlier tokens only."""
+    model = FlashVL.random(FlashVLConfig.tiny(), dtype=torch.float32)
+    head = LookupHead(model.config.decoder.dim)
+    with torch.no_grad(), Watched(model.decoder) as seen:
+        spoken(model, torch.randn(3, batch.grid.canvas_len, 128), batch)
+    mentions = [m for m in batch.mentions if isinstance(m, Mention)]
+    rows = torch.tensor([m.row for m in mentions])
+    places = torch.tensor([m.place for m in mentions])
+    shares = seen.log_attention(3, batch.ids.shape[1], rows, places).exp()
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(rows)))
+    for share, place in zip(shares, places.tolist(), strict=True):
+        assert share[place + 1 :].sum() == 0
+    how = model.config.image.compression_for(batch.grid)
+    assert how.out is not None
+    assert head(seen, batch, how.out).isfinite()
 
 
 def test_pictures_of_no_canvas_size_are_refused() -> None:

@@ -12,7 +12,7 @@ import flashvl_kernels as fvk
 from flashvl.chat import encode_conversation
 from flashvl.config import FlashVLConfig
 from flashvl.tokenizer import Tokenizer
-from flashvl.train.lookups import Mention, MentionFinder
+from flashvl.train.lookups import Comparison, Mention, MentionFinder
 from flashvl_kernels.tiles import TileGrid
 
 
@@ -23,7 +23,7 @@ class Batch:
     rows: fp32 [B*T, t*t, 3*p*p], patch rows of the tiles. ids: int64 [B, N] with image sentinels,
     padded on the right with 0. answers: bool [B, N], the tokens to predict. symbol, ordinal,
     colour: int64 [B, P], what covers each canvas patch. kinds: of each question turn, per picture.
-    mentions: the tokens that name something in a picture.
+    mentions: the tokens that name or compare something in a picture.
     """
 
     rows: Tensor
@@ -34,7 +34,7 @@ class Batch:
     ordinal: Tensor
     colour: Tensor
     kinds: list[list[str]]
-    mentions: list[Mention]
+    mentions: list[Mention | Comparison]
 
 
 def grid_of(config: FlashVLConfig, height: int, width: int) -> TileGrid:

@@ -12,8 +12,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,12 @@ from torch.nn import functional as F
 
 import flashvl_kernels as fvk
 from flashvl.chat import IMAGE_FIRST
-from flashvl.decoder import Decoder
+from flashvl.decoder import Decoder, DecoderLayer
 from flashvl.tokenizer import Tokenizer
 from flashvl.train.canvas import COLOUR_CLASSES, COLOURS, SHAPES, SYMBOLS, Mark, Turn
 
 LAYER, HEAD = 1, 0  # the first layer joins "red" to "circle"; the second looks the pair up
+COMPARED = 2  # the layer after which the token before a relation's answer knows the difference
 MOST = 5  # objects in a picture
 
 _COLOUR, _SHAPE = "|".join(COLOURS), "|".join(SHAPES)
@@ -39,6 +41,16 @@ class Mention:
     row: int
     place: int
     ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Token `place` of picture `row` stands before the yes or no about two marks' places."""
+
+    row: int
+    place: int
+    first: int
+    second: int
 
 
 def ranks_of(marks: Sequence[Mark]) -> list[int]:
@@ -64,91 +76,116 @@ def named(question: str, marks: Sequence[Mark]) -> Iterator[tuple[int, tuple[int
 
 
 class MentionFinder:
-    """Finds in the ids of a conversation the tokens that name something."""
+    """Finds in the ids of a conversation the tokens that name or compare something."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
         self._pieces = [tokenizer.decode([i], skip_special=False) for i in range(vocabulary)]
 
     def find(
         self, row: int, ids: Sequence[int], turns: Sequence[Turn], marks: Sequence[Mark]
-    ) -> Iterator[Mention]:
+    ) -> Iterator[Mention | Comparison]:
         """In order; of a number read out, the token before each digit names that digit."""
         pieces = [self._pieces[i] if i >= 0 else "\0" for i in ids]
         ends = list(accumulate(map(len, pieces)))
         text, start = "".join(pieces), 0
         for question, answer, kind in turns:
-            start = text.index(question, start)
+            asked = text.index(question, start)
+            start = text.index(answer, asked + len(question))
+            before = bisect_right(ends, start) - 1
             if kind == "number":
-                start = text.index(answer, start)
                 for digit in range(len(answer)):
-                    yield Mention(row, bisect_right(ends, start + digit) - 1, (digit,))
-            for last, ranks in named(question, marks):
-                yield Mention(row, bisect_right(ends, start + last), ranks)
+                    yield Mention(row, before + digit, (digit,))
+            names = list(named(question, marks))
+            for last, ranks in names:
+                yield Mention(row, bisect_right(ends, asked + last), ranks)
+            if kind == "relation":
+                (_, (first,)), (_, (second,)) = names
+                yield Comparison(row, before, first, second)
 
 
 class LookupHead(nn.Module):
-    """The loss on one attention head, and the map that reads an object off a word's state."""
+    """The loss on one attention head, and the maps that read objects off the decoder's states."""
 
     SIZES = (SYMBOLS, COLOUR_CLASSES, 2)
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.map = nn.Linear(dim, sum(self.SIZES))
-
-    def watch(self, decoder: Decoder) -> Watched:
-        """Record what the watched layer computes, until the `with` block ends."""
-        return Watched(decoder)
+        self.difference = nn.Linear(dim, 2)
 
     def forward(self, seen: Watched, batch: Any, size: tuple[int, int]) -> Tensor:
-        """The loss over a batch's mentions; size: rows and columns of the pooled canvas."""
-        count = batch.ids.shape[1]
-        rows = torch.tensor([m.row for m in batch.mentions])
-        places = torch.tensor([m.place for m in batch.mentions])
-        meant = torch.zeros(len(batch.mentions), MOST)
-        for i, mention in enumerate(batch.mentions):
+        """The loss over what the MentionFinder found in a `batches.Batch`; size: that of the pooled
+        canvas."""
+        mentions = [m for m in batch.mentions if isinstance(m, Mention)]
+        rows = torch.tensor([m.row for m in mentions])
+        places = torch.tensor([m.place for m in mentions])
+        meant = torch.zeros(len(mentions), MOST)
+        for i, mention in enumerate(mentions):
             meant[i, list(mention.ranks)] = 1.0
+        loss = self._point(seen, batch, size, rows, places, meant)
+        single = meant.sum(1) == 1
+        states = seen.states(LAYER, batch.ids.shape[1])[rows, places]
+        loss = loss + self._read(states[single], batch, rows[single], meant[single].argmax(1))
+        compared = [m for m in batch.mentions if isinstance(m, Comparison)]
+        return loss + self._compare(seen, batch, compared) if compared else loss
+
+    def _point(
+        self, seen: Watched, batch: Any, size: tuple[int, int], rows: Tensor, places: Tensor,
+        meant: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """How far the head's attention is from the tokens of what is meant."""
         where = object_tokens(batch.ordinal, batch.grid.canvas, size)[rows]
         wanted = (meant[:, :, None] * where).sum(1)
         wanted = wanted / wanted.sum(1, keepdim=True)
         first = int((batch.ids[0] == IMAGE_FIRST).nonzero())
-        log_shares = seen.log_attention(batch.ids.shape[0], count, rows, places)
+        log_shares = seen.log_attention(batch.ids.shape[0], batch.ids.shape[1], rows, places)
         at_image = log_shares[:, first : first + wanted.shape[1]]
-        pointer = -(wanted * at_image).sum(1).mean()
-        single = meant.sum(1) == 1
-        return pointer + self._read(seen.states(count)[rows, places][single], batch,
-                                    rows[single], meant[single].argmax(1))  # fmt: skip
+        return -(wanted * at_image).sum(1).mean()
 
     def _read(self, states: Tensor, batch: Any, rows: Tensor, ranks: Tensor) -> Tensor:
         """Loss of reading symbol, colour and centre of the object with this rank."""
-        height, width = batch.grid.canvas
-        mine = batch.ordinal[rows] == ranks[:, None] + 1
-        patch = mine.float().argmax(1)
-        share = mine / mine.sum(1, keepdim=True)
-        place = torch.arange(mine.shape[1])
-        centre = torch.stack(
-            ((share * (place // width)).sum(1), (share * (place % width)).sum(1)), 1
-        )
         symbol, colour, found = self.map(states).split(self.SIZES, dim=1)
+        patch = (batch.ordinal[rows] == ranks[:, None] + 1).float().argmax(1)
         picked = torch.arange(len(rows))
         return (
             F.cross_entropy(symbol, batch.symbol[rows][picked, patch])
             + F.cross_entropy(colour, batch.colour[rows][picked, patch])
-            + F.mse_loss(found, centre / height * 2 - 1) * 4
+            + F.mse_loss(found, centres(batch, rows, ranks)) * 4
         )
+
+    def _compare(self, seen: Watched, batch: Any, compared: list[Comparison]) -> Tensor:
+        """Loss of reading how far the first object is from the second, down and right. Yes or no
+        turns on its sign and on the word between them; neither alone tells anything."""
+        rows = torch.tensor([m.row for m in compared])
+        places = torch.tensor([m.place for m in compared])
+        first = centres(batch, rows, torch.tensor([m.first for m in compared]))
+        second = centres(batch, rows, torch.tensor([m.second for m in compared]))
+        found = self.difference(seen.states(COMPARED, batch.ids.shape[1])[rows, places])
+        return F.mse_loss(found, first - second) * 4
+
+
+def centres(batch: Any, rows: Tensor, ranks: Tensor) -> Tensor:
+    """Centre (down, right) of objects by their patches, [M, 2]; down goes from -1 to 1."""
+    height, width = batch.grid.canvas
+    mine = batch.ordinal[rows] == ranks[:, None] + 1
+    share = mine / mine.sum(1, keepdim=True)
+    place = torch.arange(mine.shape[1])
+    down, right = (share * (place // width)).sum(1), (share * (place % width)).sum(1)
+    return torch.stack((down, right), 1) / height * 2 - 1
 
 
 class Watched:
-    """Keeps the qkv and the states of the watched layer during a forward pass."""
+    """Keeps the qkv and the states of the watched layers during a forward pass, in a `with`."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self._states: dict[int, Tensor] = {}
 
     def __enter__(self) -> Watched:
-        layer = self._decoder.layers[LAYER]
-        self._handles = [
-            layer.qkv.register_forward_hook(self._keep_qkv),
-            layer.register_forward_hook(self._keep_states),
-        ]
+        layers = [cast(DecoderLayer, layer) for layer in self._decoder.layers]
+        self._handles = [layers[LAYER].qkv.register_forward_hook(self._keep_qkv)]
+        for index in (LAYER, COMPARED):
+            self._handles.append(layers[index].register_forward_hook(partial(self._keep, index)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,12 +195,12 @@ class Watched:
     def _keep_qkv(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._qkv = output
 
-    def _keep_states(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._states = output
+    def _keep(self, index: int, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._states[index] = output
 
-    def states(self, count: int) -> Tensor:
-        """[B, N, dim] after the watched layer."""
-        return self._states.unflatten(0, (-1, count))
+    def states(self, layer: int, count: int) -> Tensor:
+        """[B, N, dim] after a watched layer."""
+        return self._states[layer].unflatten(0, (-1, count))
 
     def log_attention(self, batch: int, count: int, rows: Tensor, places: Tensor) -> Tensor:
         """Log of the head's attention from each place to all tokens before it, [M, N]."""

@@ -34,7 +34,7 @@ from flashvl.model import FlashVL
 from flashvl.tokenizer import Tokenizer
 from flashvl.train.batches import Batch, collate
 from flashvl.train.dataset import stream
-from flashvl.train.lookups import LookupHead, MentionFinder
+from flashvl.train.lookups import LookupHead, MentionFinder, Watched
 from flashvl.train.losses import DenseHeads, accuracy, canvas_features, spoken
 from flashvl.train.muon import Muon
 
@@ -108,6 +108,7 @@ class Trainer:
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the averaged weights in the released layout."""
         self.model.load_state_dict(self.average)
+        self.model.tokenizer = self.tokenizer
         self.model.to(dtype).save_pretrained(folder)
 
     def save(self) -> None:
@@ -179,7 +180,7 @@ class Trainer:
             loss = loss + dense * (DENSE if stage.speaks else 1.0)
             report["dense"] = float(dense.detach())
         if stage.speaks:
-            with self.lookup.watch(self.model.decoder) as seen:
+            with Watched(self.model.decoder) as seen:
                 said = spoken(self.model, canvas, batch)
             size = self.config.image.compression_for(batch.grid).out
             looked = self.lookup(seen, batch, size)
@@ -202,7 +203,8 @@ class Trainer:
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the matrices inside the model; tables, positions, heads and vectors: AdamW."""
-        matrices, rest = [], []
+        matrices: list[Tensor] = []
+        rest: list[Tensor] = []
         for name in self.stages[self.stage].parts:
             for full, parameter in self.parts[name].named_parameters():
                 outer = name in ("heads", "lookup") or "table" in full or "positions" in full
@@ -282,6 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every stage")
     args = parser.parse_args(argv)
+    torch.use_deterministic_algorithms(True)  # else gathers add up in the order threads finish
     stages = tuple(replace(s, steps=max(1, round(s.steps * args.scale))) for s in STAGES)
     trainer = Trainer(args.out, args.seed, stages)
     trainer.run()
