@@ -29,7 +29,7 @@ from flashvl.train.canvas import (
     box_coverage,
     targets_from,
 )
-from flashvl.train.dataset import canvas_of, example, make_batch, stream
+from flashvl.train.dataset import canvas_of, example, make_batch, shares_of, stream
 
 ASSETS = Path(heldout.__file__).parents[1] / "assets"
 
@@ -102,7 +102,7 @@ def test_batches_are_tensors_of_one_canvas() -> None:
         assert batch["images"].dtype == torch.uint8
         assert batch["images"].shape == (3, height, width, 3)
         for index, turns in enumerate(batch["turns"]):
-            alone = example(2, number * 3 + index, (height, width))
+            alone = example(2, number * 3 + index, (height, width), shares_of(2, number, 0.5))
             assert turns == alone.turns
             assert torch.equal(batch["symbol"][index], torch.from_numpy(alone.targets.symbol))
             assert torch.equal(batch["images"][index], torch.from_numpy(alone.image))
@@ -184,7 +184,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(
 # Scenes
 
 
-def recount(question: str, marks: tuple[Mark, ...]) -> str:
+def recount(question: str, marks: tuple[Mark, ...], size: tuple[int, int]) -> str:
     """The answer, worked out from the object list by other means than the generator's."""
 
     def find(name: str) -> Mark:
@@ -214,6 +214,17 @@ def recount(question: str, marks: tuple[Mark, ...]) -> str:
         return str(sum(m.name == name for m in marks))
     if found := re.fullmatch(rf"Is the (\w+ \w+) {where} the (\w+ \w+)\?", question):
         return "yes" if holds(find(found[1]), found[2], find(found[3])) else "no"
+    if found := re.fullmatch(r"Where is the (\w+ \w+)\?", question):
+        mark = find(found[1])
+        thirds = [
+            (first + last) / 2 * 3 // side
+            for first, last, side in (
+                (mark.top, mark.bottom, size[0]),
+                (mark.left, mark.right, size[1]),
+            )
+        ]
+        words = [("top", "", "bottom")[int(thirds[0])], ("left", "", "right")[int(thirds[1])]]
+        return " ".join(filter(None, words)) or "middle"
     found = re.fullmatch(rf"What is {where} the (\w+ \w+)\?", question)
     assert found and len(marks) == 2, question
     (other,) = [m for m in marks if m is not find(found[2])]
@@ -225,9 +236,9 @@ def test_every_scene_answer_survives_a_recount(drawn_scenes: list[Example]) -> N
     kinds = Counter()
     for made in drawn_scenes:
         for question, answer, kind in made.turns:
-            assert recount(question, made.marks) == answer, question
+            assert recount(question, made.marks, made.image.shape[:2]) == answer, question
             kinds[kind] += 1
-    assert set(kinds) == {"colour", "shape", "count", "relation", "object"}
+    assert set(kinds) == {"colour", "shape", "count", "relation", "object", "place"}
     assert sum(len(made.turns) >= 2 for made in drawn_scenes) > 0.95 * len(drawn_scenes)
 
 
@@ -422,7 +433,7 @@ def test_demo_answers_are_right_and_pictures_need_the_resize() -> None:
                     Mark(shape, colour, top, left, top + side, left + side)
                     for colour, shape, top, left, side in things[name]
                 )
-                assert recount(question, marks) == answer
+                assert recount(question, marks, pixels.shape[:2]) == answer
             else:
                 text = written[name]
                 assert answer == (str(len(text)) if "How many" in question else text)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashvl_kernels.backends import backend
 from flashvl_kernels.compression import Compression
 from flashvl_kernels.norm import Norm
 from flashvl_kernels.ops.compress_tokens import compress_tokens
@@ -73,7 +74,8 @@ def test_the_norm_works_on_the_compressed_channels(dtype: torch.dtype) -> None:
     got = compress_tokens(x, Compression(), Norm(weight, bias, 1e-5))
     assert torch.equal(got, layer_norm(shuffled, weight, bias, 1e-5)[0])
     got = compress_tokens(x, Compression(), Norm(weight))
-    assert torch.equal(got, rms_norm(shuffled, weight)[0])
+    with backend("torch"):  # the rms_norm kernel adds up in another order
+        assert torch.equal(got, rms_norm(shuffled, weight)[0])
 
 
 def test_padding_stays_zero_when_the_norm_comes_first() -> None:

@@ -25,6 +25,7 @@ from flashvl.chat import IMAGE_FIRST
 from flashvl.decoder import Decoder, DecoderLayer
 from flashvl.tokenizer import Tokenizer
 from flashvl.train.canvas import COLOUR_CLASSES, COLOURS, SHAPES, SYMBOLS, Mark, Turn
+from flashvl.train.scenes import RELATIONS
 
 LAYER, HEAD = 1, 0  # the first layer joins "red" to "circle"; the second looks the pair up
 COMPARED = 2  # the layer after which the token before a relation's answer knows the difference
@@ -45,12 +46,16 @@ class Mention:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Token `place` of picture `row` stands before the yes or no about two marks' places."""
+    """Token `place` of picture `row` stands before the yes or no about two marks' places.
+
+    word: which relation was asked, an index into RELATIONS.
+    """
 
     row: int
     place: int
     first: int
     second: int
+    word: int
 
 
 def ranks_of(marks: Sequence[Mark]) -> list[int]:
@@ -100,7 +105,8 @@ class MentionFinder:
                 yield Mention(row, bisect_right(ends, asked + last), ranks)
             if kind == "relation":
                 (_, (first,)), (_, (second,)) = names
-                yield Comparison(row, before, first, second)
+                word = next(i for i, relation in enumerate(RELATIONS) if relation in question)
+                yield Comparison(row, before, first, second, word)
 
 
 class LookupHead(nn.Module):
@@ -112,6 +118,7 @@ class LookupHead(nn.Module):
         super().__init__()
         self.map = nn.Linear(dim, sum(self.SIZES))
         self.difference = nn.Linear(dim, 2)
+        self.word = nn.Linear(dim, len(RELATIONS))
 
     def forward(self, seen: Watched, batch: Any, size: tuple[int, int]) -> Tensor:
         """The loss over what the MentionFinder found in a `batches.Batch`; size: that of the pooled
@@ -154,14 +161,16 @@ class LookupHead(nn.Module):
         )
 
     def _compare(self, seen: Watched, batch: Any, compared: list[Comparison]) -> Tensor:
-        """Loss of reading how far the first object is from the second, down and right. Yes or no
-        turns on its sign and on the word between them; neither alone tells anything."""
+        """Loss of reading how far the first object is from the second, down and right, and the word
+        between them. Yes or no turns on both; neither alone tells anything about it, so its own
+        gradient finds neither."""
         rows = torch.tensor([m.row for m in compared])
         places = torch.tensor([m.place for m in compared])
         first = centres(batch, rows, torch.tensor([m.first for m in compared]))
         second = centres(batch, rows, torch.tensor([m.second for m in compared]))
-        found = self.difference(seen.states(COMPARED, batch.ids.shape[1])[rows, places])
-        return F.mse_loss(found, first - second) * 4
+        states = seen.states(COMPARED, batch.ids.shape[1])[rows, places]
+        asked = F.cross_entropy(self.word(states), torch.tensor([m.word for m in compared]))
+        return asked + F.mse_loss(self.difference(states), first - second) * 4
 
 
 def centres(batch: Any, rows: Tensor, ranks: Tensor) -> Tensor:
