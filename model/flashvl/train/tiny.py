@@ -2,13 +2,14 @@
 
     python -m flashvl.train.tiny            # or: make train-tiny
 
-Four stages, the middle ones as in the paper (arXiv 2505.09498), each with Muon for the matrices and
+Five stages, two of them as in the paper (arXiv 2505.09498), each with Muon for the matrices and
 AdamW for the rest, and a cosine from its peak rate to 0:
 
     look   encoder and dense heads: what covers each patch
     talk   adapter and decoder answer questions; the encoder stands still
     join   everything together
     read   everything, mostly on numbers
+    count  everything, mostly on scenes
 
 Batches depend only on the seed and their number, and the state is written every few minutes, so a
 run that was stopped goes on where it was.
@@ -70,6 +71,7 @@ STAGES = (
     Stage("talk", 800, 2e-3, ("adapter", "decoder", "lookup"), numbers=0.4, batch=24),
     Stage("join", 1300, 1e-3, EVERYTHING, numbers=0.4, batch=24),
     Stage("read", 800, 1e-3, EVERYTHING, numbers=0.7),
+    Stage("count", 350, 8e-4, EVERYTHING, numbers=0.4),
 )
 
 
