@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from flashvl.generate import Timings, generate
 from flashvl_kernels import backend, backends
+from flashvl_kernels.spec import REGISTRY
 
 if TYPE_CHECKING:
     from flashvl.model import FlashVL
@@ -117,6 +118,15 @@ def time_backends(
             f" {_ms(rows, 'prefill_s'):>11} {_ms(rows, 'ttft_s'):>15}"
             f" {median(t.decode_tokens_per_s for t in rows):>13.0f}\n"
         )
+    for name in names:
+        if name not in ("auto", "torch") and "," not in name:
+            write(_note(name))
+
+
+def _note(name: str) -> str:
+    """What a row of a backend that lacks some ops is made of."""
+    having = sorted(op for op, spec in REGISTRY.items() if name in spec.kernels)
+    return f"  {name} has a kernel for {', '.join(having)}; torch ran every other op of its row\n"
 
 
 def _timed(model: FlashVL, q: Question) -> Timings:

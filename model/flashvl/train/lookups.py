@@ -1,9 +1,9 @@
 """Where the decoder should look: which words name which objects, and a loss that says so.
 
 "Is the red circle left of the blue square?" takes two lookups before anything can be compared. From
-yes and no alone a small decoder had not found that out after 1,000 steps. So one attention head is
-told which image tokens hold what a word names, and a linear map must read that object's symbol,
-colour and place off the word's state. Both are dropped after training, like the dense heads.
+yes and no alone a small decoder does not find that out soon. So one attention head is told which
+image tokens hold what a word names, and linear maps must read that object's symbol, colour and
+place off the word's state. They are dropped after training, like the dense heads.
 """
 
 from __future__ import annotations

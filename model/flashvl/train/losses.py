@@ -1,8 +1,7 @@
 """The two losses of the tiny model, and what it got right.
 
 Next-token loss on the answers, and a dense loss on the encoder: which symbol, colour and place in
-the line covers each patch of the canvas. The dense heads are dropped after training. Without them
-the model stays at chance for 180,000 pictures.
+the line covers each patch of the canvas. The dense heads are dropped after training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are made orthogonal, beside AdamW for everything else.
 
 The idea is Keller Jordan's (2024), the scale that lets both share one rate is Moonlight's (arXiv
-2502.16982). `torch.optim.Muon` iterates in bfloat16, which doubles the time of a step on CPUs
-without bf16 units; this one stays in float32.
+2502.16982). `torch.optim.Muon` iterates in bfloat16, which CPUs without bf16 units multiply several
+times slower than float32; this one stays in float32.
 """
 
 from __future__ import annotations

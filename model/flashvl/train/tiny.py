@@ -235,8 +235,7 @@ def initialise(model: nn.Module) -> None:
 def waves(places: int, channels: int) -> Tensor:
     """Sines and cosines of the row and the column, [places, channels], of a square of places.
 
-    Neighbours start alike, so attention finds them: with small random positions the dense loss
-    needed 9,000 pictures to leave its plateau (the table is from arXiv 2104.02057).
+    Neighbours start alike, so attention finds them (the idea is that of arXiv 2104.02057).
     """
     side = math.isqrt(places)
     rates = 2 * math.pi / side * 2.0 ** torch.linspace(-2, 1, channels // 4)
