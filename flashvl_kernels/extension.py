@@ -4,7 +4,8 @@
 everything in that case. `flashvl-kernels doctor` prints the same and what to do.
 
 FLASHVL_EXTENSION=<path> loads another build of the library (a sanitizer build, say).
-FLASHVL_CPU_LEVEL=scalar|avx2|avx512|amx caps the instruction-set level; see csrc/cpu/dispatch.
+FLASHVL_CPU_LEVEL=scalar|avx2|avx512|avx512_bf16|amx caps the instruction-set level; see
+csrc/cpu/dispatch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@
 
 // Lowest first; dispatch/dispatch.cpp says which CPU features each needs.
 #define FLASHVL_CPU_LEVELS(X, ...) \
-  X(scalar, __VA_ARGS__) X(avx2, __VA_ARGS__) X(avx512, __VA_ARGS__) X(amx, __VA_ARGS__)
+  X(scalar, __VA_ARGS__)           \
+  X(avx2, __VA_ARGS__)             \
+  X(avx512, __VA_ARGS__) X(avx512_bf16, __VA_ARGS__) X(amx, __VA_ARGS__)
 
 #define FLASHVL_DECLARE_KERNEL_AT(level, Signature, name)  \
   namespace level {                                        \

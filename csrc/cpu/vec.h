@@ -1,24 +1,31 @@
 // The vector vocabulary that kernels are written in, at the level being compiled.
 //
 //   F32, kLanes                          a register of fp32 lanes, and how many there are
-//   zero() splat(v)  a + b  a * b        lane by lane
+//   zero() splat(v)  a + b  -  *  /      lane by lane
 //   fma(a, b, c)                         a * b + c (rounded once, except at level scalar)
-//   reduce_add(a)                        the sum over the lanes, pairwise
+//   min(a, b) max(a, b)                  b where either is NaN
+//   abs(a) sqrt(a) round(a)              round: to the nearest integer, ties to even
+//   scale_by_power(a, n)                 a * 2^n for whole n in [-252, 254]; underflow to zero
+//   Mask, less(a, b), is_nan(a)          comparisons lane by lane; NaN is less than nothing
+//   select(mask, a, b)                   a where the mask holds, else b
+//   reduce_add(a) reduce_max(a)          over the lanes, pairwise; no NaN in reduce_max
 //   load(p) load_some(p, n)              n < kLanes: reads n elements, the other lanes are zero
 //   store(p, a) store_some(p, a, n)      rounds to nearest even; NaN stays NaN
 //   round_to<T>(a)                       the value a store and a load of T would give
+//   for_lanes(columns, f)                f(first, n) for each run of n <= kLanes columns
 //
-// p points at float, BF16 or F16, with no alignment needed. Everything is in an unnamed namespace
-// inside the level's own, and none of it calls an inline function of the standard library: such a
-// function is merged across object files, and the copy the linker keeps may hold instructions that
-// the machine lacks (SIGILL on older CPUs).
+// p points at float, BF16 or F16 (loads: at uint8_t too), with no alignment needed. Everything is
+// in an unnamed namespace inside the level's own, and none of it calls an inline function of the
+// standard library: such a function is merged across object files, and the copy the linker keeps
+// may hold instructions that the machine lacks (SIGILL on older CPUs).
 #pragma once
 
 #include <cstdint>
 
 #include "types.h"
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512)
+#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16) || \
+    defined(FLASHVL_LEVEL_avx512)
 #include "vec/avx512.h"
 #elif defined(FLASHVL_LEVEL_avx2)
 #include "vec/avx2.h"
@@ -27,3 +34,14 @@
 #else
 #error "compile csrc/cpu/*.cpp through CMakeLists.txt: it defines FLASHVL_LEVEL for each level"
 #endif
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+template <class Function>
+inline void for_lanes(int64_t columns, Function f) {
+  for (int64_t c = 0; c < columns; c += kLanes) f(c, columns - c < kLanes ? columns - c : kLanes);
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL

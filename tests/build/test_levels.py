@@ -33,7 +33,7 @@ for dtype in (torch.bfloat16, torch.float16):
 torch.save(out, sys.argv[1])
 """
 
-LEVELS = ("scalar", "avx2", "avx512", "amx")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 RESULTS: dict[str, dict] = {}

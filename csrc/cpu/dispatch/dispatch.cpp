@@ -19,15 +19,23 @@ struct LevelInfo {
   Names needs;
 };
 
+Names with(Names names, const Names& more) {
+  names.insert(names.end(), more.begin(), more.end());
+  return names;
+}
+
 // In the order of FLASHVL_CPU_LEVELS. `needs` lists what the level's compiler flags may emit.
 const std::vector<LevelInfo>& levels() {
   static const Names avx2 = {"avx2", "fma", "f16c"};
-  static const Names avx512 = {"avx2",     "fma",      "f16c",    "avx512f",
-                               "avx512bw", "avx512vl", "avx512dq"};
-  static const Names amx = {"avx2",     "fma",      "f16c",     "avx512f",  "avx512bw",
-                            "avx512vl", "avx512dq", "amx_tile", "amx_bf16", "amx_int8"};
-  static const std::vector<LevelInfo> infos = {
-      {"scalar", {}}, {"avx2", avx2}, {"avx512", avx512}, {"amx", amx}};
+  static const Names avx512 =
+      with(avx2, {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
+  static const Names avx512_bf16 = with(avx512, {"avx512_bf16"});
+  static const Names amx = with(avx512_bf16, {"amx_tile", "amx_bf16"});
+  static const std::vector<LevelInfo> infos = {{"scalar", {}},
+                                               {"avx2", avx2},
+                                               {"avx512", avx512},
+                                               {"avx512_bf16", avx512_bf16},
+                                               {"amx", amx}};
   return infos;
 }
 

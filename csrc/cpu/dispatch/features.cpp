@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace flashvl::cpu {
@@ -34,6 +36,17 @@ uint64_t saved_states(const Registers& leaf1) {
   return (static_cast<uint64_t>(high) << 32) | low;
 }
 
+// Linux keeps the AMX tiles off until a process asks for them, once and for all its threads:
+// arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA), Documentation/arch/x86/xstate.rst.
+bool tiles_permitted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 std::vector<std::string> detect() {
   const Registers leaf1 = cpuid(1, 0);
   const Registers leaf7 = cpuid(7, 0);
@@ -56,7 +69,9 @@ std::vector<std::string> detect() {
   std::vector<std::string> names;
   for (const auto& feature : kFeatures) {
     const bool present = ((feature.word >> feature.bit) & 1u) != 0;
-    if (present && (saved & feature.states) == feature.states) names.emplace_back(feature.name);
+    if (!present || (saved & feature.states) != feature.states) continue;
+    if (feature.states == kTiles && !tiles_permitted()) continue;
+    names.emplace_back(feature.name);
   }
   return names;
 }

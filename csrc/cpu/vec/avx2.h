@@ -16,12 +16,48 @@ inline F32 zero() { return {_mm256_setzero_ps()}; }
 inline F32 splat(float value) { return {_mm256_set1_ps(value)}; }
 inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.lanes, b.lanes)}; }
+inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.lanes, b.lanes)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.lanes, b.lanes)}; }
+inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
+inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.lanes)}; }
+inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.lanes)}; }
+inline F32 round(F32 a) {
+  return {_mm256_round_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+// In two steps, so that each power is a normal number.
+inline F32 scale_by_power(F32 a, F32 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.lanes);
+  const __m256i half = _mm256_srai_epi32(whole, 1), rest = _mm256_sub_epi32(whole, half);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256i first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+  const __m256i second = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+  return {_mm256_mul_ps(_mm256_mul_ps(a.lanes, _mm256_castsi256_ps(first)),
+                        _mm256_castsi256_ps(second))};
+}
+
+struct Mask {
+  __m256 lanes;
+};
+
+inline Mask less(F32 a, F32 b) { return {_mm256_cmp_ps(a.lanes, b.lanes, _CMP_LT_OQ)}; }
+inline Mask is_nan(F32 a) { return {_mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q)}; }
+inline F32 select(Mask mask, F32 a, F32 b) {
+  return {_mm256_blendv_ps(b.lanes, a.lanes, mask.lanes)};
+}
 
 inline float reduce_add(F32 a) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+inline float reduce_max(F32 a) {
+  __m128 top = _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+  return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
 }
 
 inline __m128i load_16_bit(const void* p) {
@@ -37,6 +73,11 @@ inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline F32 load(const BF16* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(load_16_bit(p));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+
+inline F32 load(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))};
 }
 
 inline F32 load(const F16* p) { return {_mm256_cvtph_ps(load_16_bit(p))}; }

@@ -17,8 +17,30 @@ inline F32 zero() { return {_mm512_setzero_ps()}; }
 inline F32 splat(float value) { return {_mm512_set1_ps(value)}; }
 inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.lanes, b.lanes)}; }
+inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.lanes, b.lanes)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
+inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
+inline F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.lanes)}; }
+inline F32 abs(F32 a) { return {_mm512_abs_ps(a.lanes)}; }
+inline F32 round(F32 a) {
+  return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline F32 scale_by_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.lanes, n.lanes)}; }
+
+struct Mask {
+  __mmask16 lanes;
+};
+
+inline Mask less(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_LT_OQ)}; }
+inline Mask is_nan(F32 a) { return {_mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q)}; }
+inline F32 select(Mask mask, F32 a, F32 b) {
+  return {_mm512_mask_blend_ps(mask.lanes, b.lanes, a.lanes)};
+}
+
 inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.lanes); }
+inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.lanes); }
 
 inline F32 from_bf16(__m256i bits) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -48,9 +70,16 @@ inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u
 
 inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline F32 load(const BF16* p) { return from_bf16(_mm256_loadu_epi16(p)); }
+inline F32 load(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
+}
 inline F32 load(const F16* p) { return from_f16(_mm256_loadu_epi16(p)); }
 
 inline F32 load_some(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline F32 load_some(const uint8_t* p, int64_t n) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)))};
+}
 inline F32 load_some(const BF16* p, int64_t n) {
   return from_bf16(_mm256_maskz_loadu_epi16(first(n), p));
 }

@@ -24,6 +24,8 @@ inline float float_of(uint32_t bits) {
 
 inline float widen(float value) { return value; }
 
+inline float widen(uint8_t value) { return static_cast<float>(value); }
+
 inline float widen(BF16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
 // The exponent is rebiased from 15 to 127. A subnormal half is m * 2^-24: giving it the exponent of
@@ -80,11 +82,91 @@ inline F32 operator*(F32 a, F32 b) {
   return a;
 }
 
+inline F32 operator-(F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] -= b.lane[i];
+  return a;
+}
+
+inline F32 operator/(F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] /= b.lane[i];
+  return a;
+}
+
 inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+
+inline F32 min(F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+  return b;
+}
+
+inline F32 max(F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return b;
+}
+
+inline F32 abs(F32 a) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] = __builtin_fabsf(a.lane[i]);
+  return a;
+}
+
+inline F32 sqrt(F32 a) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] = __builtin_sqrtf(a.lane[i]);
+  return a;
+}
+
+// Adding 1.5 * 2^23 leaves no bits for a fraction; numbers from 2^22 on are left as they are.
+inline F32 round(F32 a) {
+  constexpr float kShift = 12582912.0f;
+  for (int i = 0; i < kLanes; ++i) {
+    const float rounded = (a.lane[i] + kShift) - kShift;
+    a.lane[i] = __builtin_fabsf(a.lane[i]) < 4194304.0f ? rounded : a.lane[i];
+  }
+  return a;
+}
+
+// In two steps, so that each power is a normal number.
+inline F32 scale_by_power(F32 a, F32 n) {
+  for (int i = 0; i < kLanes; ++i) {
+    const int whole = static_cast<int>(n.lane[i]), half = whole >> 1;
+    const float first = float_of(static_cast<uint32_t>(half + 127) << 23);
+    a.lane[i] = a.lane[i] * first * float_of(static_cast<uint32_t>(whole - half + 127) << 23);
+  }
+  return a;
+}
+
+struct Mask {
+  bool lane[kLanes];
+};
+
+inline Mask less(F32 a, F32 b) {
+  Mask out;
+  for (int i = 0; i < kLanes; ++i) out.lane[i] = a.lane[i] < b.lane[i];
+  return out;
+}
+
+inline Mask is_nan(F32 a) {
+  Mask out;
+  for (int i = 0; i < kLanes; ++i) out.lane[i] = a.lane[i] != a.lane[i];
+  return out;
+}
+
+inline F32 select(Mask mask, F32 a, F32 b) {
+  for (int i = 0; i < kLanes; ++i) b.lane[i] = mask.lane[i] ? a.lane[i] : b.lane[i];
+  return b;
+}
 
 inline float reduce_add(F32 a) {
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
+  }
+  return a.lane[0];
+}
+
+inline float reduce_max(F32 a) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      a.lane[i] = a.lane[i] > a.lane[i + half] ? a.lane[i] : a.lane[i + half];
+    }
   }
   return a.lane[0];
 }

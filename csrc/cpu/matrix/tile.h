@@ -1,0 +1,69 @@
+// The AMX tile registers: eight of 16 rows by 64 bytes, named 0 to 7 by template argument.
+//
+//   Tiles scope;                      configures them for this thread; releases them at the end
+//   tile_zero<t>()                    all zero
+//   tile_load<t>(p, stride)           16 rows of 64 bytes, `stride` bytes apart
+//   tile_store<t>(p, stride)
+//   tile_dot_bf16<c, a, b>()          c (16 x 16 fp32) += a (16 rows x 32 bf16) times b, whose row
+//   r
+//                                     holds (k = 2r, 2r + 1) of 16 columns: a bf16 weight panel
+//
+// Rows and columns that a matrix lacks are zeros in packed memory, never a second configuration:
+// loading one costs more than the arithmetic it saves. Products of bf16 subnormals are zero.
+// Reference: Intel SDM volume 2A, TDPBF16PS. Exists at level amx only.
+#pragma once
+
+#if defined(FLASHVL_LEVEL_amx)
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;  // of a row: 16 fp32, or 32 bf16
+constexpr int kTileDepth = 32;  // bf16 products summed by one instruction
+
+// Between the two no other code may use the tiles of this thread.
+class Tiles {
+ public:
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int t = 0; t < 8; ++t) config.row_bytes[t] = kTileBytes, config.rows[t] = kTileRows;
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+template <int t>
+inline void tile_zero() {
+  _tile_zero(t);
+}
+
+template <int t>
+inline void tile_load(const void* p, int64_t stride) {
+  _tile_loadd(t, p, stride);
+}
+
+template <int t>
+inline void tile_store(void* p, int64_t stride) {
+  _tile_stored(t, p, stride);
+}
+
+template <int c, int a, int b>
+inline void tile_dot_bf16() {
+  _tile_dpbf16ps(c, a, b);
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL
+
+#endif
