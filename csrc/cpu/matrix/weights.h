@@ -5,8 +5,9 @@
 // multiple of kDepth (int4: of its group of 128). The layouts, also written by
 // flashvl_kernels/packing.py:
 //
-//   bf16      [N/16][K/2][16][2]   as tile_dot_bf16 and vdpbf16ps take it
-//   f16, f32  [N/16][K][16]
+//   floats    [N/16][K/2][16][2]   as tile_dot_bf16 and vdpbf16ps take bf16; for f32 and f16 a
+//                                  64-bit broadcast of (x[2j], x[2j + 1]) leaves the sums over even
+//                                  and odd k in neighbouring lanes, added once at the end
 //   int8      [N/16][K/4][16][4]   uint8, q + 128: the unsigned operand of vpdpbusd
 //   int4      [N/16][K/8][16][4]   uint8, two nibbles of q + 8: byte b of step j holds k = 8j + b
 //                                  (low) and k = 8j + 4 + b (high)
