@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("demo", help="ask the packaged tiny model, score it, time it")
     _model_options(show)
     show.add_argument("--picture", type=Path, help="also write questions and answers as a PNG")
+    show.add_argument(
+        "--fresh", type=int, default=0, metavar="N",
+        help="also score N held-out questions drawn now (needs scikit-learn)",
+    )  # fmt: skip
     show.set_defaults(run=_demo)
     return parser
 
@@ -130,7 +134,7 @@ def _write(text: str) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     model = _load(arguments)
-    demo.run(model, _write, arguments.backend)
+    demo.run(model, _write, arguments.backend, arguments.fresh)
     if arguments.picture:
         from flashvl import picture
 

@@ -187,14 +187,13 @@ def test_the_demo_scores_against_both_controls(monkeypatch: pytest.MonkeyPatch) 
         right = sum(str(c.image[0, 0, 0]) == c.answer for c in asked if c.kind == "number")
         return {"number": (right, 4), "shape": (0, 2)}
 
-    monkeypatch.setattr(heldout, "load_heldout", lambda: cases)
     monkeypatch.setattr(heldout, "score", score)
     out: list[str] = []
-    demo.score_heldout(None, out.append)  # type: ignore[arg-type]
+    demo.score_cases(None, cases, out.append)  # type: ignore[arg-type]
     rows = [line.split() for line in "".join(out).splitlines()]
-    assert rows[2] == ["number", "4", "4", "100.0", "0.0", "25.0"]
-    assert rows[3] == ["shape", "0", "2", "0.0", "0.0", "100.0"]
-    assert rows[4] == ["all", "4", "6", "66.7", "0.0", "50.0"]
+    assert rows[1] == ["number", "4", "4", "100.0", "0.0", "25.0"]
+    assert rows[2] == ["shape", "0", "2", "0.0", "0.0", "100.0"]
+    assert rows[3] == ["all", "4", "6", "66.7", "0.0", "50.0"]
 
 
 def test_the_demo_times_every_backend(folder: Path) -> None:
