@@ -15,13 +15,14 @@ def model() -> FlashVL:
 
 
 def test_held_out_answers_come_from_the_picture(model: FlashVL) -> None:
-    """docs/tiny.md states 176 of 200; another CPU's rounding may turn a few close calls."""
+    """docs/tiny.md states 186 of 200; another CPU's rounding may turn a few close calls."""
     cases = load_heldout()
     right = score(model, cases)
     control = score(model, shuffled(cases))
-    assert sum(hits for hits, _ in right.values()) >= 170
+    assert sum(hits for hits, _ in right.values()) >= 180
     for kind, (hits, total) in right.items():
-        assert hits / total >= 0.7, kind
+        close_calls = 1 / total
+        assert hits / total >= (0.8 if kind == "number" else 0.9) - close_calls, kind
         # Three standard errors of a guess above the best blind guess, and far below the score.
         guess = chance(cases)[kind]
         spread = (guess * (1 - guess) / total) ** 0.5

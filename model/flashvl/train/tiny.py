@@ -67,11 +67,11 @@ class Stage:
 
 EVERYTHING = ("vision", "heads", "adapter", "decoder", "lookup")
 STAGES = (
-    Stage("look", 1000, 2e-3, ("vision", "heads")),
-    Stage("talk", 800, 2e-3, ("adapter", "decoder", "lookup"), numbers=0.4, batch=24),
-    Stage("join", 1300, 1e-3, EVERYTHING, numbers=0.4, batch=24),
-    Stage("read", 800, 1e-3, EVERYTHING, numbers=0.7),
-    Stage("count", 350, 8e-4, EVERYTHING, numbers=0.4),
+    Stage("look", 1500, 2e-3, ("vision", "heads")),
+    Stage("talk", 1200, 2e-3, ("adapter", "decoder", "lookup"), numbers=0.4, batch=24),
+    Stage("join", 2200, 1e-3, EVERYTHING, numbers=0.5, batch=24),
+    Stage("read", 2000, 1e-3, EVERYTHING, numbers=0.6),
+    Stage("count", 1800, 8e-4, EVERYTHING, numbers=0.4),
 )
 
 
