@@ -1,4 +1,4 @@
-"""Weight formats: plain rows, int8 with a scale per output channel, int4 with a scale per group.
+"""Weight formats: plain floats, int8 with a scale per output channel, int4 with a scale per group.
 
 The integer formats are symmetric (no zero point): w ~ q * scale, scale = amax / qmax, q rounded
 to nearest.
@@ -8,7 +8,9 @@ to nearest.
     int8    int8 [N, K]                             fp32 [N]                   -127 .. 127
     int4    uint8 [N, ceil(K/2)], low nibble first  fp32 [N, ceil(K/128)]      -7 .. 7, as q + 8
 
-An odd K ends in a nibble of q = 0; the last group of 128 may be short.
+An odd K ends in a nibble of q = 0; the last group of 128 may be short. That is the layout "rows";
+"panels" (panels.py) holds the same weights in the order the CPU kernels read them, and is what a
+model keeps. There the formats are called bf16_panels, int8_panels and int4_panels.
 
 int4 leaves -8 unused. Using it (scale = amax / 8) makes the steps 12 % finer, but the weight at
 the positive end then clips and is off by a whole step. With -7 .. 7 nothing clips, and one bound
@@ -33,25 +35,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, panels
+from flashvl_kernels.panels import GROUP, INT4_ZERO, PANEL
 
 FORMATS = ("bf16", "int8", "int4")
-GROUP = 128  # input channels that share an int4 scale
+LAYOUTS = ("rows", "panels")
 QMAX = {"int8": 127, "int4": 7}
-NIBBLE_ZERO = 8  # the nibble that stands for q = 0
 
 # 2^18 weights are 1 MiB of float32: the passes over a block of rows stay in the cache.
 CHUNK_ELEMENTS = 1 << 18
 
 _SCALES = (torch.float32, torch.float64)  # float64 is how the oracle sees a scale
-_HINT = "Build packed weights with pack(w, format)."
+_HINT = "Build packed weights with pack(w, format, layout)."
 
 FlatWeight = tuple[Tensor, Tensor | None, str, int]
+
+# A flat weight's format to (format, layout): "int8" is int8 rows, "int8_panels" int8 panels.
+_FLAT = {
+    format + suffix: (format, layout)
+    for layout, suffix in (("rows", ""), ("panels", "_panels"))
+    for format in FORMATS
+}
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A weight matrix in one of ``FORMATS``; ``pack`` builds it.
+    """A weight matrix in one of ``FORMATS`` and ``LAYOUTS``; ``pack`` builds it.
 
     ``shape`` is the (N, K) of the matrix it stands for, whatever the storage.
     """
@@ -60,8 +69,11 @@ class PackedWeight:
     data: Tensor
     scale: Tensor | None
     shape: tuple[int, int]
+    layout: str = "rows"
 
     def __post_init__(self) -> None:
+        _check_format("PackedWeight", self.format)
+        _check_layout("PackedWeight", self.layout)
         check_weight("PackedWeight", "data", self.flat())
         if self.shape[0] != self.data.shape[0]:
             got = f"is {tuple(self.shape)}"
@@ -76,15 +88,16 @@ class PackedWeight:
 
     def flat(self) -> FlatWeight:
         """(data, scale, format, columns): how op schemas take a weight."""
-        return self.data, self.scale, self.format, self.shape[1]
+        suffix = "_panels" if self.layout == "panels" else ""
+        return self.data, self.scale, self.format + suffix, self.shape[1]
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The matrix [N, K] in ``dtype``; plain rows already in ``dtype`` come back uncopied."""
-        if self.scale is None:
+        if self.format == "bf16" and self.layout == "rows":
             return self.data.to(dtype)
         out = self.data.new_empty(self.shape, dtype=dtype)
         row = 0
-        for block in dequantized_rows(self.data, self.scale, self.format, self.shape[1], dtype):
+        for block in dequantized_rows(*self.flat(), dtype):
             out[row : row + len(block)] = block
             row += len(block)
         return out
@@ -92,41 +105,48 @@ class PackedWeight:
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on another device."""
         scale = None if self.scale is None else self.scale.to(device)
-        return PackedWeight(self.format, self.data.to(device), scale, self.shape)
+        return PackedWeight(self.format, self.data.to(device), scale, self.shape, self.layout)
 
 
-def pack(w: Tensor, format: str) -> PackedWeight:
-    """Quantises the matrix w [N, K] (bf16, fp16, fp32 or fp64) to ``format``.
+def pack(w: Tensor, format: str, layout: str = "rows") -> PackedWeight:
+    """Packs the matrix w [N, K] (bf16, fp16, fp32 or fp64) into ``format``.
 
-    "bf16" keeps w as it is, unread and uncopied, so that a memory-mapped checkpoint stays mapped.
-    The integer formats raise ValueError for a row that holds NaN, Inf, or a magnitude so near the
-    end of float32 that q * scale would overflow.
+    layout: "rows", or "panels", which needs N to be a multiple of 16 and runs fastest on a CPU. The
+    values are the same in both. "bf16" rows are w itself, unread and uncopied, so that a
+    memory-mapped checkpoint stays mapped. The integer formats raise ValueError for a row that holds
+    NaN, Inf, or a magnitude so near the end of float32 that q * scale would overflow.
     """
     _check_format("pack", format)
+    _check_layout("pack", layout)
     checks.is_float("pack", "w", w)
     checks.rank("pack", "w", w, "[N, K]")
     rows, columns = w.shape
-    if format == "bf16":
+    if format == "bf16" and layout == "rows":
         return PackedWeight("bf16", w, None, (rows, columns))
-    if columns == 0:
+    if format != "bf16" and columns == 0:
         checks.fail(
             "pack", "w", f"has shape {[rows, 0]}", "at least one column", "Keep it as it is."
         )
+    if layout == "panels":
+        _check_panel_rows("pack", "w", rows)
 
-    quantize = _quantize_int8 if format == "int8" else _quantize_int4
-    dtype, width, scale_shape = _storage(format, rows, columns)
-    data = w.new_empty((rows, width), dtype=dtype)
-    scale = w.new_empty(scale_shape, dtype=torch.float32)
+    dtype, width, scale_shape = _storage(format, layout, rows, columns)
+    data = w.new_empty((rows, width), dtype=dtype or w.dtype)
+    scale = None if scale_shape is None else w.new_empty(scale_shape, dtype=torch.float32)
     step = _rows_at_a_time(columns)
     with torch.no_grad():
         for row in range(0, rows, step):
-            q, s = quantize(w[row : row + step].to(torch.float32))
+            block = w[row : row + step]
+            if scale is None:
+                data[row : row + step] = panels.floats_to_panels(block)
+                continue
+            q, s = _quantize(block.to(torch.float32), format, layout)
             peak = s * QMAX[format]
             if not torch.isfinite(peak).all():
-                raise ValueError(_not_packable(w, peak, row, format))
+                raise ValueError(_not_packable(w, row, step, format))
             data[row : row + step] = q
             scale[row : row + step] = s
-    return PackedWeight(format, data, scale, (rows, columns))
+    return PackedWeight(format, data, scale, (rows, columns), layout)
 
 
 def flat_weight(op: str, argument: str, w: Tensor | PackedWeight) -> FlatWeight:
@@ -148,8 +168,8 @@ def project(
     columns: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """``F.linear`` on a flat weight; integer rows are dequantised to x's dtype block by block."""
-    if scale is None:
+    """``F.linear`` on a flat weight; all but float rows are unpacked block by block."""
+    if format == "bf16":
         return F.linear(x, data, bias)
     parts, row = [x.new_empty((*x.shape[:-1], 0))], 0
     for block in dequantized_rows(data, scale, format, columns, x.dtype):
@@ -160,41 +180,73 @@ def project(
 
 
 def dequantized_rows(
-    data: Tensor, scale: Tensor, format: str, columns: int, dtype: torch.dtype
+    data: Tensor, scale: Tensor | None, format: str, columns: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """An integer weight as consecutive blocks of rows: q * scale in float32, then ``dtype``."""
-    wide = torch.promote_types(dtype, torch.float32)
+    """A flat weight as consecutive blocks of rows in ``dtype``: q * scale in float32, rounded."""
+    kind, layout = _FLAT[format]
     step = _rows_at_a_time(columns)
     for row in range(0, data.shape[0], step):
-        q, s = data[row : row + step], scale[row : row + step].to(wide)
-        if format == "int8":
-            yield q.to(wide).mul_(s[:, None]).to(dtype)
+        block = data[row : row + step]
+        if scale is None:
+            rows = panels.floats_to_rows(block, columns) if layout == "panels" else block
+            yield rows.to(dtype)
             continue
-        nibbles = torch.stack((q & 15, q >> 4), dim=-1).flatten(1)
-        grouped = _in_groups(nibbles.to(wide).sub_(NIBBLE_ZERO))
-        yield grouped.mul_(s[:, :, None]).to(dtype).flatten(1)[:, :columns]
+        unpack = _unpacked_int8 if kind == "int8" else _unpacked_int4
+        q, s = unpack(block, scale[row : row + step], layout, columns)
+        wide = torch.promote_types(dtype, torch.float32)
+        yield q.to(wide).mul_(s.to(wide)[..., None]).to(dtype).flatten(1)[:, :columns]
+
+
+def _unpacked_int8(data: Tensor, scale: Tensor, layout: str, columns: int) -> tuple[Tensor, Tensor]:
+    """q [n, K] and its scale [n]."""
+    return (panels.int8_to_rows(data, columns) if layout == "panels" else data), scale
+
+
+def _unpacked_int4(data: Tensor, scale: Tensor, layout: str, columns: int) -> tuple[Tensor, Tensor]:
+    """q [n, groups, 128] and its scale [n, groups]."""
+    if layout == "panels":
+        nibbles, scale = panels.int4_to_nibbles(data), panels.scales_to_rows(scale)
+    else:
+        nibbles = torch.stack((data & 15, data >> 4), dim=-1).flatten(1)
+    return _in_groups(nibbles.view(torch.int8) - INT4_ZERO), scale
 
 
 def check_weight(op: str, argument: str, weight: FlatWeight) -> None:
     """Checks that the parts of a flat weight fit together. Reads shapes and dtypes only."""
-    data, scale, format, columns = weight
-    _check_format(op, format)
+    data, scale, flat_format, columns = weight
+    if flat_format not in _FLAT:
+        checks.fail(op, "format", f"is {flat_format!r}", f"one of {', '.join(_FLAT)}", _HINT)
+    format, layout = _FLAT[flat_format]
     checks.rank(op, argument, data, "[N, K]")
     rows, width = data.shape
     if format == "bf16":
         checks.is_float(op, argument, data)
+    if layout == "panels":
+        _check_panel_rows(op, argument, rows)
+    elif format == "bf16":
         if scale is not None or columns != width:
             extra = "with a scale" if scale is not None else f"as {columns} columns"
             checks.fail(op, argument, f"is {list(data.shape)} {extra}", "plain rows [N, K]", _HINT)
         return
-    need_dtype, need_width, need_scale = _storage(format, rows, columns)
-    if data.dtype != need_dtype or width != need_width:
+    need_dtype, need_width, need_scale = _storage(format, layout, rows, columns)
+    if width != need_width or data.dtype != (need_dtype or data.dtype):
         got = f"has data of {checks.name(data.dtype)} {list(data.shape)}"
-        needs = f"{checks.name(need_dtype)} {[rows, need_width]} for {columns} columns of {format}"
+        kind = "" if need_dtype is None else f"{checks.name(need_dtype)} "
+        needs = f"{kind}{[rows, need_width]} for {columns} columns of {flat_format}"
         checks.fail(op, argument, got, needs, _HINT)
-    if scale is None or scale.dtype not in _SCALES or tuple(scale.shape) != need_scale:
+    _check_scale(op, argument, weight, need_scale)
+
+
+def _check_scale(op: str, argument: str, weight: FlatWeight, shape: tuple[int, ...] | None) -> None:
+    data, scale, format, _ = weight
+    if shape is None:
+        if scale is not None:
+            got = f"has a scale {list(scale.shape)}"
+            checks.fail(op, argument, got, f"none for {format}", _HINT)
+        return
+    if scale is None or scale.dtype not in _SCALES or tuple(scale.shape) != shape:
         got = "None" if scale is None else f"{checks.name(scale.dtype)} {list(scale.shape)}"
-        needs = f"float32 {list(need_scale)} for {format}"
+        needs = f"float32 {list(shape)} for {format}"
         checks.fail(op, argument, f"has the scale {got}", needs, _HINT)
     checks.same_device(op, f"{argument}.scale", scale, data, f"{argument}.data")
 
@@ -202,8 +254,8 @@ def check_weight(op: str, argument: str, weight: FlatWeight) -> None:
 def check_operand(op: str, argument: str, weight: FlatWeight, x: Tensor, channels: int) -> None:
     """Checks a flat weight [N, channels] that is to multiply rows of x's dtype."""
     check_weight(op, argument, weight)
-    data, _, format, columns = weight
-    if format == "bf16":
+    data, scale, _, columns = weight
+    if scale is None:
         checks.same_dtype(op, argument, data, x)
     else:
         checks.same_device(op, argument, data, x)
@@ -222,15 +274,32 @@ def _check_format(op: str, format: str) -> None:
         checks.fail(op, "format", f"is {format!r}", f"one of {', '.join(FORMATS)}", _HINT)
 
 
-def _storage(format: str, rows: int, columns: int) -> tuple[torch.dtype, int, tuple[int, ...]]:
-    """dtype and width of data, and shape of scale, of an integer format."""
+def _check_layout(op: str, layout: str) -> None:
+    if layout not in LAYOUTS:
+        checks.fail(op, "layout", f"is {layout!r}", f"one of {', '.join(LAYOUTS)}", _HINT)
+
+
+def _check_panel_rows(op: str, argument: str, rows: int) -> None:
+    if rows % PANEL:
+        needs = f"a multiple of {PANEL} for panels"
+        checks.fail(op, argument, f"has {rows} rows", needs, "Keep such a weight in layout 'rows'.")
+
+
+def _storage(
+    format: str, layout: str, rows: int, columns: int
+) -> tuple[torch.dtype | None, int, tuple[int, ...] | None]:
+    """dtype (None: the weight's own) and width of data, and shape of scale (None: it has none)."""
+    width = panels.padded(format, columns) if layout == "panels" else columns
+    if format == "bf16":
+        return None, width, None
     if format == "int8":
-        return torch.int8, columns, (rows,)
-    return torch.uint8, (columns + 1) // 2, (rows, (columns + GROUP - 1) // GROUP)
+        return (torch.uint8 if layout == "panels" else torch.int8), width, (rows,)
+    return torch.uint8, (width + 1) // 2, (rows, (columns + GROUP - 1) // GROUP)
 
 
 def _rows_at_a_time(columns: int) -> int:
-    return max(1, CHUNK_ELEMENTS // max(1, columns))
+    """Whole panels, in the layout of rows too, so that both are packed in the same blocks."""
+    return max(1, CHUNK_ELEMENTS // (PANEL * max(1, columns))) * PANEL
 
 
 def _in_groups(block: Tensor) -> Tensor:
@@ -245,24 +314,28 @@ def _scale(amax: Tensor, qmax: int) -> Tensor:
     return (amax / qmax).clamp_min_(torch.finfo(torch.float32).tiny)
 
 
-def _quantize_int8(w: Tensor) -> tuple[Tensor, Tensor]:
-    s = _scale(w.abs().amax(dim=1), QMAX["int8"])
-    return (w / s[:, None]).round_().to(torch.int8), s
-
-
-def _quantize_int4(w: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize(w: Tensor, format: str, layout: str) -> tuple[Tensor, Tensor]:
+    """A block of float32 rows as data and scale."""
+    if format == "int8":
+        s = _scale(w.abs().amax(dim=1), QMAX["int8"])
+        q = (w / s[:, None]).round_().to(torch.int8)
+        return (panels.int8_to_panels(q) if layout == "panels" else q), s
     grouped = _in_groups(w)
     s = _scale(grouped.abs().amax(dim=2), QMAX["int4"])
-    q = (grouped / s[:, :, None]).round_().add_(NIBBLE_ZERO).to(torch.uint8).flatten(1)
+    q = (grouped / s[:, :, None]).round_().add_(INT4_ZERO).to(torch.uint8).flatten(1)
+    if layout == "panels":
+        return panels.int4_to_panels(q), panels.scales_to_panels(s)
     q = q[:, : (w.shape[1] + 1) // 2 * 2]
     return q[:, 0::2] | (q[:, 1::2] << 4), s
 
 
-def _not_packable(w: Tensor, peak: Tensor, first_row: int, format: str) -> str:
-    finite = torch.isfinite(peak).reshape(len(peak), -1).all(dim=1)
-    row = first_row + int(finite.logical_not().nonzero()[0])
-    values = w[row].to(torch.float32)
-    what = "NaN" if values.isnan().any() else f"a magnitude of {values.abs().amax().item():.7g}"
+def _not_packable(w: Tensor, first_row: int, rows: int, format: str) -> str:
+    for row in range(first_row, min(first_row + rows, len(w))):
+        values = w[row].to(torch.float32)
+        largest = values.abs().amax()
+        if not torch.isfinite(_scale(largest, QMAX[format]) * QMAX[format]):
+            break
+    what = "NaN" if values.isnan().any() else f"a magnitude of {largest.item():.7g}"
     return (
         f"pack: w holds {what} in row {row}; needs finite weights for {format}. "
         f"Repair the row, or keep the weight unquantised with pack(w, 'bf16')."
