@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from flashvl_kernels import checks
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
+from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
@@ -23,9 +24,15 @@ def check(
     norm_weight: Tensor,
     norm_bias: Tensor | None,
     norm_eps: float,
-    w1: Tensor,
+    w1_data: Tensor,
+    w1_scale: Tensor | None,
+    w1_format: str,
+    w1_columns: int,
     b1: Tensor,
-    w2: Tensor,
+    w2_data: Tensor,
+    w2_scale: Tensor | None,
+    w2_format: str,
+    w2_columns: int,
     b2: Tensor,
     approximate: str,
 ) -> None:
@@ -34,16 +41,15 @@ def check(
     checks.is_float(op, "x", x)
     channels = x.shape[-1]
     check_norm("gelu_mlp: norm", x, channels, norm_weight, norm_bias, norm_eps)
-    checks.rank(op, "w1", w1, "[F, C]")
-    width = w1.shape[0]
-    for argument, tensor, needed in (
-        ("w1", w1, (width, channels)),
-        ("b1", b1, (width,)),
-        ("w2", w2, (channels, width)),
-        ("b2", b2, (channels,)),
-    ):
-        checks.shape(op, argument, tensor, needed, "the channels of x and the rows of w1")
-        checks.same_dtype(op, argument, tensor, x)
+    check_operand(op, "w1", (w1_data, w1_scale, w1_format, w1_columns), x, channels)
+    width = w1_data.shape[0]
+    check_operand(op, "w2", (w2_data, w2_scale, w2_format, w2_columns), x, width)
+    if w2_data.shape[0] != channels:
+        needs = f"{channels}, the channels of x"
+        checks.fail(op, "w2", f"has {w2_data.shape[0]} rows", needs, "It must be [C, F].")
+    for argument, bias, rows in (("b1", b1, width), ("b2", b2, channels)):
+        checks.shape(op, argument, bias, (rows,), "the rows of its weight")
+        checks.same_dtype(op, argument, bias, x)
     if approximate not in ("none", "tanh"):
         checks.fail(op, "approximate", f"is {approximate!r}", "'none' or 'tanh'", "Choose one.")
 
@@ -53,15 +59,22 @@ def reference(
     norm_weight: Tensor,
     norm_bias: Tensor | None,
     norm_eps: float,
-    w1: Tensor,
+    w1_data: Tensor,
+    w1_scale: Tensor | None,
+    w1_format: str,
+    w1_columns: int,
     b1: Tensor,
-    w2: Tensor,
+    w2_data: Tensor,
+    w2_scale: Tensor | None,
+    w2_format: str,
+    w2_columns: int,
     b2: Tensor,
     approximate: str,
 ) -> Tensor:
     n = apply_norm(x, norm_weight, norm_bias, norm_eps)
-    h = F.gelu(F.linear(n, w1, b1), approximate=approximate)
-    return (x + F.linear(h, w2, b2)).contiguous()
+    inner = project(n, w1_data, w1_scale, w1_format, w1_columns, b1)
+    h = F.gelu(inner, approximate=approximate)
+    return (x + project(h, w2_data, w2_scale, w2_format, w2_columns, b2)).contiguous()
 
 
 def fake(x: Tensor, *_: object) -> Tensor:
@@ -73,26 +86,45 @@ def cost(
     norm_weight: Tensor,
     norm_bias: Tensor | None,
     norm_eps: float,
-    w1: Tensor,
+    w1_data: Tensor,
+    w1_scale: Tensor | None,
+    w1_format: str,
+    w1_columns: int,
     b1: Tensor,
-    w2: Tensor,
+    w2_data: Tensor,
+    w2_scale: Tensor | None,
+    w2_format: str,
+    w2_columns: int,
     b2: Tensor,
     approximate: str,
 ) -> Cost:
     # Norm, GELU and residual are a few FLOPs for each element beside 2C or 2F and not counted.
-    products = w1.numel() + w2.numel()
-    read = nbytes(x, norm_weight, norm_bias, w1, b1, w2, b2)
+    products = w1_data.shape[0] * w1_columns + w2_data.shape[0] * w2_columns
+    weights = nbytes(w1_data, w1_scale, b1, w2_data, w2_scale, b2)
+    read = nbytes(x, norm_weight, norm_bias) + weights
     return Cost(read, nbytes(x), 2 * x.shape[:-1].numel() * products)
 
 
-def _mlp(m: Maker, x: Tensor, width: int, approximate: str = "tanh") -> Call:
+def _weight(m: Maker, rows: int, columns: int, format: str, layout: str) -> Tensor | PackedWeight:
+    w = m.normal(rows, columns, scale=max(columns, 1) ** -0.5)
+    return w if (format, layout) == ("bf16", "rows") else pack(w, format, layout)
+
+
+def _mlp(
+    m: Maker,
+    x: Tensor,
+    width: int,
+    approximate: str = "tanh",
+    format: str = "bf16",
+    layout: str = "rows",
+) -> Call:
     c = x.shape[-1]
     return call(
         x,
         Norm(m.normal(c), m.normal(c), 1e-6),
-        m.normal(width, c, scale=max(c, 1) ** -0.5),
+        _weight(m, width, c, format, layout),
         m.normal(width),
-        m.normal(c, width, scale=max(width, 1) ** -0.5),
+        _weight(m, c, width, format, layout),
         m.normal(c),
         approximate,
     )
@@ -131,7 +163,22 @@ SAMPLES = (
             m.normal(48),
         ),
     ),
+    Sample("int8", lambda m: _mlp(m, m.normal(3, 72), 96, "tanh", "int8")),
+    Sample("int4", lambda m: _mlp(m, m.normal(2, 128), 160, "none", "int4")),
+    Sample("panels", lambda m: _mlp(m, m.normal(5, 80), 112, "tanh", "bf16", "panels")),
+    Sample(
+        "int8 and int4 panels",
+        lambda m: call(
+            m.normal(3, 144),
+            Norm(m.normal(144), m.normal(144)),
+            _weight(m, 176, 144, "int8", "panels"),
+            m.normal(176),
+            _weight(m, 144, 176, "int4", "panels"),
+            m.normal(144),
+        ),
+    ),
     Sample("odd sizes", lambda m: _mlp(m, m.normal(5, 33), 77), "edge"),
+    Sample("odd sizes, int4", lambda m: _mlp(m, m.normal(3, 33), 77, "tanh", "int4"), "edge"),
     Sample("width 1", lambda m: _mlp(m, m.normal(3, 1), 1, "none"), "edge"),
     Sample("one axis", lambda m: _mlp(m, m.normal(40), 24), "edge"),
     Sample("large values", lambda m: _mlp(m, m.normal(3, 64, scale=1e3), 48), "edge"),
@@ -163,7 +210,7 @@ SAMPLES = (
     ),
     _hostile(
         "w1 transposed",
-        r"w1 has shape \[8, 12\]; needs \[8, 8\]",
+        "w1 has 12 columns; needs 8",
         lambda m: _broken(m, w1=m.normal(8, 12)),
     ),
     _hostile(
@@ -176,8 +223,13 @@ SAMPLES = (
     ),
     _hostile(
         "w2 transposed",
-        r"w2 has shape \[12, 8\]; needs \[8, 12\]",
+        "w2 has 8 columns; needs 12",
         lambda m: _broken(m, w2=m.normal(12, 8)),
+    ),
+    _hostile(
+        "w2 to another width",
+        "w2 has 9 rows; needs 8",
+        lambda m: _broken(m, w2=m.normal(9, 12)),
     ),
     _hostile(
         "b2 of another dtype",
@@ -197,12 +249,15 @@ SAMPLES = (
 SPEC = OpSpec(
     name="gelu_mlp",
     schema="(Tensor x, Tensor norm_weight, Tensor? norm_bias, float norm_eps,"
-    " Tensor w1, Tensor b1, Tensor w2, Tensor b2, str approximate) -> Tensor",
+    " Tensor w1_data, Tensor? w1_scale, str w1_format, SymInt w1_columns, Tensor b1,"
+    " Tensor w2_data, Tensor? w2_scale, str w2_format, SymInt w2_columns, Tensor b2,"
+    " str approximate) -> Tensor",
     check=check,
     reference=reference,
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    keep=("w1_scale", "w2_scale"),
 )
 
 
@@ -210,16 +265,18 @@ SPEC = OpSpec(
 def gelu_mlp(
     x: Tensor,
     norm: Norm,
-    w1: Tensor,
+    w1: Tensor | PackedWeight,
     b1: Tensor,
-    w2: Tensor,
+    w2: Tensor | PackedWeight,
     b2: Tensor,
     approximate: str = "none",
 ) -> Tensor:
     """x + w2 · gelu(w1 · norm(x) + b1) + b2.
 
-    x: [..., C] in bfloat16, float16 or float32; every weight in the same dtype. w1: [F, C].
-    b1: [F]. w2: [C, F]. b2: [C]. approximate: "none" (erf) or "tanh". Returns [..., C].
+    x: [..., C] in bfloat16, float16 or float32; norm and biases in the same dtype, weights too or
+    packed (in integer formats they get no gradient). w1: [F, C]. b1: [F]. w2: [C, F]. b2: [C].
+    approximate: "none" (erf) or "tanh". Returns [..., C].
     Raises TypeError for dtypes, ValueError for shapes, devices, eps and names.
     """
-    return SPEC(x, *norm.flat(), w1, b1, w2, b2, approximate)
+    first, second = flat_weight("gelu_mlp", "w1", w1), flat_weight("gelu_mlp", "w2", w2)
+    return SPEC(x, *norm.flat(), *first, b1, *second, b2, approximate)

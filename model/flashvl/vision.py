@@ -125,11 +125,8 @@ class SiglipBlock(Block):
 
     def mlp(self, x: Tensor) -> Tensor:
         w1, w2 = self.fc1.weight_for_op, self.fc2.weight_for_op
-        if isinstance(w1, Tensor) and isinstance(w2, Tensor):
-            norm = self.norm2.as_prologue()
-            return fvk.gelu_mlp(x, norm, w1, self.fc1.bias, w2, self.fc2.bias, "tanh")
-        hidden = self.fc1(x, activation="gelu_tanh", norm=self.norm2)
-        return self.fc2(hidden, residual=x)
+        norm = self.norm2.as_prologue()
+        return fvk.gelu_mlp(x, norm, w1, self.fc1.bias, w2, self.fc2.bias, "tanh")
 
 
 class AimBlock(Block):
