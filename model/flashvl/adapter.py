@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import flashvl_kernels as fvk
 from flashvl.config import AdapterConfig
-from flashvl.layers import Linear, Norm
+from flashvl.layers import Linear, Norm, Part
 from flashvl_kernels.compression import Compression
 from flashvl_kernels.tiles import TileGrid
 
 
-class Adapter(nn.Module):
+class Adapter(Part):
     """Features [B, N, C] to rows of the decoder's width."""
 
     def __init__(self, config: AdapterConfig, **made: Any) -> None:

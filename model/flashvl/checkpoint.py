@@ -148,10 +148,16 @@ class _Pieces:
 
 
 def load(
-    model: FlashVL, folder: Path, device: torch.device, dtype: torch.dtype, weights: str
+    model: FlashVL,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: str,
+    layout: str,
 ) -> None:
     """Gives `model`, built on the meta device, the weights of `folder`."""
-    fill(model, _source(model.config, FileReader(folder), str(folder)), device, dtype, weights)
+    source = _source(model.config, FileReader(folder), str(folder))
+    fill(model, source, device, dtype, weights, layout)
 
 
 def load_state(model: FlashVL, state: Mapping[str, Tensor]) -> None:
@@ -250,16 +256,32 @@ def save(model: FlashVL, folder: Path, shard_bytes: int) -> None:
 
 
 def state(model: FlashVL) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of `model` under its released key, in the order of `released`."""
-    parameters = dict(model.named_parameters())
+    """Every tensor of `model` under its released key, in the order of `released`.
+
+    A view of the parameter, or, where that is kept as panels, of a copy in plain rows.
+    """
+    whole: tuple[str, Tensor] | None = None
     for piece in released(model.config):
-        if piece.parameter not in parameters:
-            raise CheckpointError(
-                f"{piece.parameter} is packed; integer weights are not saved: "
-                'save the model with weights="bf16" and pack while loading'
-            )
-        rows = parameters[piece.parameter].detach()[piece.first : piece.first + piece.rows]
+        if whole is None or whole[0] != piece.parameter:
+            whole = piece.parameter, _rows(model, piece.parameter)
+        rows = whole[1][piece.first : piece.first + piece.rows]
         yield piece.key, rows.reshape(piece.shape)
+
+
+def _rows(model: FlashVL, name: str) -> Tensor:
+    prefix, _, attribute = name.rpartition(".")
+    module = model.get_submodule(prefix)
+    packed = getattr(module, "packed", None)
+    if attribute != "weight" or packed is None:
+        values: Tensor = getattr(module, attribute)
+        return values.detach()
+    if packed.scale is not None:
+        raise CheckpointError(
+            f"{name} is packed; integer weights are not saved: "
+            'save the model with weights="bf16" and pack while loading'
+        )
+    rows: Tensor = packed.dequantize(packed.data.dtype)
+    return rows
 
 
 def _shards(model: FlashVL, shard_bytes: int) -> Iterator[dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import flashvl_kernels as fvk
 from flashvl.config import DecoderConfig
-from flashvl.layers import Linear, Norm
+from flashvl.layers import Linear, Norm, Part
 from flashvl_kernels.cache import KVCache
 from flashvl_kernels.packing import PackedWeight
 
@@ -37,7 +37,7 @@ class Span:
         return self.start + self.count
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Part):
     """Attention and MLP, both pre-norm and residual."""
 
     def __init__(self, config: DecoderConfig, **made: Any) -> None:
@@ -67,7 +67,7 @@ class DecoderLayer(nn.Module):
         )
 
 
-class Decoder(nn.Module):
+class Decoder(Part):
     """Rows of embeddings to states, and states to logits.
 
     A state is a row before the final norm; `logits` and `greedy` apply the norm themselves.

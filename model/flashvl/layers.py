@@ -1,7 +1,9 @@
 """The two parameter holders every part of the model is made of: a linear map and a norm.
 
 They hold parameters and say how to hand them to an op; the arithmetic is the op's. A `Linear` keeps
-either a float parameter or, after `store`, a packed weight (int8 or int4) in buffers.
+either a float parameter or, after `store`, a packed weight in buffers: integers, or panels, the
+order the CPU kernels read. Buffers, because a parameter named `weight` in another order would load
+without complaint where it means something else.
 """
 
 from __future__ import annotations
@@ -16,7 +18,23 @@ import flashvl_kernels as fvk
 from flashvl_kernels.packing import PackedWeight
 
 
-class Linear(nn.Module):
+class Part(nn.Module):
+    """A module whose float weights come back to plain rows when gradients are asked for.
+
+    Panels are for inference: an optimiser and a saved state_dict want `weight` [outputs, inputs].
+    """
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """As torch.nn.Module's; True unpacks float panels first. Integer weights stay as they are
+        and get no gradient."""
+        if requires_grad:
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.unpack()
+        return super().requires_grad_(requires_grad)
+
+
+class Linear(Part):
     """x @ weight.T + bias, with `linear`'s prologue norm and epilogue."""
 
     def __init__(
@@ -38,6 +56,8 @@ class Linear(nn.Module):
         self.bias: Tensor | None = None
         if bias:
             self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
+        self.packed_data: Tensor | None
+        self.packed_scale: Tensor | None
         self.register_buffer("packed_data", None)
         self.register_buffer("packed_scale", None)
         self.packed: PackedWeight | None = None
@@ -60,6 +80,14 @@ class Linear(nn.Module):
         self.packed_data, self.packed_scale = packed.data, packed.scale
         self.packed = packed
 
+    def unpack(self) -> None:
+        """Float panels back to the plain parameter; anything else stays as it is."""
+        if self.packed is None or self.packed.format != "bf16":
+            return
+        rows = self.packed.dequantize(self.packed.data.dtype)
+        self.weight = nn.Parameter(rows, requires_grad=False)
+        self.packed_data, self.packed = None, None
+
     def forward(
         self,
         x: Tensor,
@@ -79,15 +107,15 @@ class Linear(nn.Module):
         if self.packed is not None:
             # Scales stay fp32 when the module is cast: rounded to bf16 they would cost 8 bits of
             # the weight's 8.
-            self.packed_scale = None if scale is None else scale.to(self.packed_data.device)
-            self.packed = PackedWeight(
-                self.packed.format, self.packed_data, self.packed_scale, self.shape
-            )
+            old, data = self.packed, self.packed_data
+            assert data is not None
+            self.packed_scale = None if scale is None else scale.to(data.device)
+            self.packed = PackedWeight(old.format, data, self.packed_scale, self.shape, old.layout)
         return self
 
     def extra_repr(self) -> str:
         outputs, inputs = self.shape
-        kind = "float" if self.packed is None else self.packed.format
+        kind = "float" if self.packed is None else self.packed.flat()[2]
         return f"{inputs} -> {outputs}, {kind}, bias={self.bias is not None}"
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import flashvl_kernels as fvk
 from flashvl import checkpoint
 from flashvl.adapter import Adapter
 from flashvl.config import FlashVLConfig
 from flashvl.decoder import Decoder, Span, make_room
+from flashvl.layers import Part
 from flashvl.parameters import RandomSource, check_dtype, check_format, fill, resolve_device
 from flashvl.vision import VisionEncoder
 from flashvl_kernels.cache import KVCache
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 ANSWER_ROOM = 512
 
 
-class FlashVL(nn.Module):
+class FlashVL(Part):
     """The whole model; parts are `vision`, `adapter` and `decoder`."""
 
     def __init__(
@@ -61,14 +62,15 @@ class FlashVL(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
         weights: str = "bf16",
+        layout: str = "auto",
     ) -> FlashVL:
         """Seeded random weights: the same for every `weights`, "bf16" (kept in `dtype`), "int8" or
-        "int4", then packed."""
+        "int4", then packed. layout: as in `from_pretrained`."""
         place = resolve_device(device)
         check_dtype(dtype)
         check_format(weights)
         model = cls(config, "meta", dtype)
-        fill(model, RandomSource(model, seed), place, dtype, weights)
+        fill(model, RandomSource(model, seed), place, dtype, weights, layout)
         return model.eval()
 
     @classmethod
@@ -78,10 +80,14 @@ class FlashVL(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
         weights: str = "bf16",
+        layout: str = "auto",
     ) -> FlashVL:
         """A model from a folder in the released layout, or "tiny", the packaged one.
 
         Weights are converted to `dtype` and packed (weights "int8" or "int4") tensor by tensor.
+        layout: how matrices lie in memory. "panels" is the order of the CPU kernels, in buffers;
+        "rows" are plain [out, in] parameters; "auto" takes panels where those kernels run. Panels
+        come back to rows by `requires_grad_()`.
         CheckpointError lists every key that does not fit.
         """
         place = resolve_device(device)
@@ -89,7 +95,7 @@ class FlashVL(nn.Module):
         check_format(weights)
         folder = checkpoint.find(path)
         model = cls(checkpoint.read_config(folder), "meta", dtype)
-        checkpoint.load(model, folder, place, dtype, weights)
+        checkpoint.load(model, folder, place, dtype, weights, layout)
         model.tokenizer = checkpoint.read_tokenizer(folder, model.config.decoder.vocab)
         model.folder = folder
         return model.eval()
@@ -99,7 +105,8 @@ class FlashVL(nn.Module):
         checkpoint.load_state(self, state_dict)
 
     def released_state(self) -> dict[str, Tensor]:
-        """The weights under released key names, as views: what `load_weights` takes."""
+        """The weights under released key names, what `load_weights` takes: views of plain
+        parameters, copies of panels."""
         return dict(checkpoint.state(self))
 
     def save_pretrained(self, path: str | Path, shard_bytes: int = 5_000_000_000) -> None:

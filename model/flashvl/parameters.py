@@ -3,19 +3,24 @@
 A model is built on the meta device; `fill` then allocates each parameter in its final form and lets
 a `Source` write the values. A weight that ends up packed is written and packed some rows at a time,
 so the peak is the finished model and one block, never a second copy.
+
+On a CPU with our kernels every matrix whose rows fill whole panels is kept as panels, floats too.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flashvl.layers import Linear, Norm
-from flashvl_kernels.packing import FORMATS, PackedWeight, pack
+from flashvl_kernels import backends, extension
+from flashvl_kernels.packing import FORMATS, LAYOUTS, PackedWeight, pack
+from flashvl_kernels.panels import PANEL
+from flashvl_kernels.spec import REGISTRY
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -25,6 +30,10 @@ BLOCK_BYTES = 4 << 20
 
 # A prime, so that repeating it does not line up with the rows of any matrix.
 NORMALS = 1048573
+
+
+# The ops that take the weights of a model: panels pay only where all of them have a kernel.
+MATRIX_OPS = ("linear", "swiglu_mlp", "gelu_mlp", "argmax_head")
 
 
 class Source(Protocol):
@@ -71,71 +80,88 @@ def check_format(weights: str) -> None:
         raise ValueError(f"weights is {weights!r}; needs one of {', '.join(map(repr, FORMATS))}")
 
 
+def resolve_layout(layout: str, device: torch.device) -> str:
+    """`layout`, with "auto" decided: panels where the CPU kernels will run, rows elsewhere."""
+    if layout in LAYOUTS:
+        return layout
+    if layout != "auto":
+        known = ", ".join(map(repr, ("auto", *LAYOUTS)))
+        raise ValueError(f"layout is {layout!r}; needs one of {known}")
+    ready = (
+        device.type == "cpu"
+        and backends.preference("cpu")[0] == "cpu"
+        and all("cpu" in REGISTRY[op].kernels and extension.has(op) for op in MATRIX_OPS)
+    )
+    return "panels" if ready else "rows"
+
+
 def fill(
-    model: nn.Module, source: Source, device: torch.device, dtype: torch.dtype, weights: str
+    model: nn.Module,
+    source: Source,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: str,
+    layout: str,
 ) -> None:
     """Give every parameter of `model` memory on `device` and the values of `source`.
 
     Afterwards no parameter requires a gradient; `model.requires_grad_()` turns training on.
     """
+    layout = resolve_layout(layout, device)
     for prefix, module in model.named_modules():
         for attribute, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
             name = f"{prefix}.{attribute}"
-            if _is_packable(module, attribute) and weights != "bf16":
-                module.store(_packed(source, name, module.shape, device, dtype, weights))
-                continue
+            if isinstance(module, Linear) and attribute == "weight":
+                kind = weights if module.packable else "bf16"
+                order = layout if module.shape[0] % PANEL == 0 else "rows"
+                if (kind, order) != ("bf16", "rows"):
+                    empty = _empty(module.shape, device, dtype, kind, order)
+                    _write(source, name, empty, dtype)
+                    module.store(empty)
+                    continue
             values = torch.empty(parameter.shape, device=device, dtype=dtype)
             source.write(name, values, 0)
             module._parameters[attribute] = nn.Parameter(values, requires_grad=False)
-
-
-def _is_packable(module: nn.Module, attribute: str) -> TypeGuard[Linear]:
-    return isinstance(module, Linear) and attribute == "weight" and module.packable
 
 
 def refill(model: nn.Module, source: Source) -> None:
     """Write the values of `source` into the parameters `model` already has, packing as before."""
     for prefix, module in model.named_modules():
         if isinstance(module, Linear) and module.packed is not None:
-            old = module.packed
-            dtype = next(model.parameters()).dtype
-            name = f"{prefix}.weight"
-            module.store(_packed(source, name, module.shape, old.data.device, dtype, old.format))
+            _write(source, f"{prefix}.weight", module.packed, next(model.parameters()).dtype)
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
                 source.write(f"{prefix}.{attribute}", parameter.detach(), 0)
 
 
-def _packed(
-    source: Source,
-    name: str,
-    shape: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-    weights: str,
+def _empty(
+    shape: tuple[int, int], device: torch.device, dtype: torch.dtype, weights: str, layout: str
 ) -> PackedWeight:
-    """Pack `name` in blocks of rows: both integer formats scale each row by itself."""
-    rows, columns = shape
-    step = max(1, BLOCK_BYTES // (columns * dtype.itemsize))
-    block = torch.empty(min(step, rows), columns, device=device, dtype=dtype)
-    data = scale = None
+    """A packed weight of `shape` without values."""
+    one = pack(torch.ones(PANEL, shape[1], device=device, dtype=dtype), weights, layout)
+    data = one.data.new_empty((shape[0], *one.data.shape[1:]))
+    scale = None if one.scale is None else one.scale.new_empty((shape[0], *one.scale.shape[1:]))
+    return PackedWeight(weights, data, scale, shape, layout)
+
+
+def _write(source: Source, name: str, out: PackedWeight, dtype: torch.dtype) -> None:
+    """Pack parameter `name` into `out`, a block of whole panels at a time: a panel, and in rows
+    each row, is packed by itself."""
+    rows, columns = out.shape
+    step = max(1, BLOCK_BYTES // (PANEL * columns * dtype.itemsize)) * PANEL
+    block = torch.empty(min(step, rows), columns, device=out.data.device, dtype=dtype)
     for row in range(0, rows, step):
         part = block[: min(step, rows - row)]
         source.write(name, part, row)
         try:
-            packed = pack(part, weights)
+            packed = pack(part, out.format, out.layout)
         except ValueError as error:
             raise ValueError(f"parameter {name}, rows from {row}: {error}") from error
-        assert packed.scale is not None
-        if data is None or scale is None:
-            data = packed.data.new_empty((rows, *packed.data.shape[1:]))
-            scale = packed.scale.new_empty((rows, *packed.scale.shape[1:]))
-        data[row : row + len(part)] = packed.data
-        scale[row : row + len(part)] = packed.scale
-    assert data is not None
-    return PackedWeight(weights, data, scale, shape)
+        out.data[row : row + len(part)] = packed.data
+        if out.scale is not None and packed.scale is not None:
+            out.scale[row : row + len(part)] = packed.scale
 
 
 class RandomSource:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import flashvl_kernels as fvk
 from flashvl.config import VisionConfig
-from flashvl.layers import Linear, Norm
+from flashvl.layers import Linear, Norm, Part
 from flashvl_kernels.tiles import TileGrid
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(Part):
     """Tiles to patch features: [T, 3, S, S], or patch rows [T, t*t, 3*p*p], to [T, t*t, dim]."""
 
     def __init__(self, config: VisionConfig, **made: Any) -> None:
@@ -88,7 +88,7 @@ class VisionEncoder(nn.Module):
         return x + self.positions[: self.config.tokens]
 
 
-class Block(nn.Module):
+class Block(Part):
     """Attention inside each tile, then the MLP of the subclass; both pre-norm, both residual."""
 
     def __init__(self, config: VisionConfig, bias: bool, **made: Any) -> None:

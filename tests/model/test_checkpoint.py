@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import flashvl_kernels as fvk
 from flashvl import CheckpointError, FlashVL, FlashVLConfig
 from flashvl.config import AdapterConfig, DecoderConfig, ImagePolicy, VisionConfig
 from flashvl.layers import Linear
+from flashvl.parameters import resolve_layout
 from flashvl.released import released
 from flashvl.weight_files import INDEX, SINGLE
 
@@ -43,6 +46,12 @@ def equal(a: FlashVL, b: FlashVL) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+def same_weights(a: FlashVL, b: FlashVL) -> bool:
+    """Equal, whatever the layouts."""
+    ours, theirs = a.released_state(), b.released_state()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
 @pytest.mark.parametrize("kind", ["siglip2", "aimv2"])
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("shard_bytes", [10**9, 40_000])
@@ -56,6 +65,49 @@ def test_save_and_load(kind: str, tie: bool, shard_bytes: int, tmp_path: Path) -
     assert not any(p.requires_grad for p in again.parameters()) and not again.training
 
 
+def test_panels_hold_the_weights_of_rows_and_become_rows_to_be_trained(tmp_path: Path) -> None:
+    rows, panels = (
+        FlashVL.random(small(), dtype=torch.float32, layout=layout) for layout in ("rows", "panels")
+    )
+    assert same_weights(rows, panels) and not equal(rows, panels)
+    assert "packed_data" not in str(rows.state_dict().keys())
+    assert panels.decoder.layers[0].qkv.weight is None
+
+    panels.save_pretrained(tmp_path)
+    assert equal(FlashVL.from_pretrained(tmp_path, dtype=torch.float32, layout="rows"), rows)
+    half = FlashVL.random(small(), dtype=torch.bfloat16, layout="panels")
+    assert equal(half, copy.deepcopy(panels).bfloat16())
+
+    other = FlashVL.random(small(), seed=8, dtype=torch.float32, layout="panels")
+    data = other.decoder.layers[0].qkv.packed_data
+    other.load_weights(rows.released_state())
+    assert equal(other, panels) and other.decoder.layers[0].qkv.packed_data is data
+
+    panels.decoder.requires_grad_()
+    assert panels.decoder.head.weight.requires_grad
+    assert panels.vision.blocks[0].qkv.weight is None, "only the part that is to be trained"
+    panels.requires_grad_(False)
+    assert panels.vision.blocks[0].qkv.weight is None
+    panels.requires_grad_()
+    assert equal(panels, rows)
+    assert all(parameter.requires_grad for parameter in panels.parameters())
+
+
+def test_integer_weights_stay_packed_when_gradients_are_asked_for() -> None:
+    model = FlashVL.random(small(), weights="int8", layout="panels").requires_grad_()
+    assert model.decoder.layers[0].qkv.packed.format == "int8"
+    assert model.vision.patch.weight.requires_grad
+
+
+def test_layouts() -> None:
+    with pytest.raises(ValueError, match="layout is 'tiles'; needs one of 'auto', 'rows', 'panels"):
+        FlashVL.random(small(), layout="tiles")
+    with fvk.backend("torch"):
+        assert resolve_layout("auto", torch.device("cpu")) == "rows"
+    assert resolve_layout("auto", torch.device("cuda")) == "rows"
+    assert resolve_layout("panels", torch.device("cpu")) == "panels"
+
+
 def test_a_later_save_replaces_an_earlier_one(tmp_path: Path) -> None:
     first = FlashVL.random(small(), seed=1, dtype=torch.float32)
     second = FlashVL.random(small(), seed=2, dtype=torch.float32)
@@ -66,7 +118,8 @@ def test_a_later_save_replaces_an_earlier_one(tmp_path: Path) -> None:
 
 
 def test_names_are_the_released_ones(saved: tuple[FlashVL, Path]) -> None:
-    model, folder = saved
+    _, folder = saved
+    model = FlashVL.from_pretrained(folder, dtype=torch.float32, layout="rows")
     state = load_file(folder / SINGLE)
     block, layer = model.vision.blocks[1], model.decoder.layers[1]
     qkv = [f"vit.encoder.layers.1.self_attn.{x}_proj.weight" for x in "qkv"]
@@ -97,26 +150,39 @@ def test_load_weights_copies_in_place(saved: tuple[FlashVL, Path]) -> None:
     other = FlashVL.random(small(), seed=9, dtype=torch.float32).requires_grad_()
     parameter = other.decoder.layers[0].qkv.weight
     other.load_weights(model.released_state())
-    assert equal(model, other)
+    assert same_weights(model, other)
     assert other.decoder.layers[0].qkv.weight is parameter and parameter.requires_grad
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("weights", "layout"),
+    [("int8", "rows"), ("int4", "rows"), *((w, "panels") for w in ("bf16", "int8", "int4"))],
+)
 def test_packing_while_loading_equals_packing_the_whole(
-    weights: str, saved: tuple[FlashVL, Path], monkeypatch: pytest.MonkeyPatch
+    weights: str, layout: str, saved: tuple[FlashVL, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = saved
-    once = FlashVL.from_pretrained(folder, dtype=torch.bfloat16, weights=weights)
-    # Blocks of 13 rows cross the borders of fused pieces and leave a remainder.
-    monkeypatch.setattr("flashvl.parameters.BLOCK_BYTES", 13 * 48 * 2)
-    blocks = FlashVL.from_pretrained(folder, dtype=torch.bfloat16, weights=weights)
+    kind = {"dtype": torch.bfloat16, "weights": weights, "layout": layout}
+    once = FlashVL.from_pretrained(folder, **kind)
+    # Blocks of one panel, 16 rows, cross the borders of fused pieces and leave a remainder.
+    monkeypatch.setattr("flashvl.parameters.BLOCK_BYTES", 1)
+    blocks = FlashVL.from_pretrained(folder, **kind)
     assert equal(once, blocks)
-    assert equal(once, FlashVL.random(small(), dtype=torch.bfloat16, weights=weights))
-    again = FlashVL.random(small(), seed=5, dtype=torch.bfloat16, weights=weights)
+    assert equal(once, FlashVL.random(small(), **kind))
+    again = FlashVL.random(small(), seed=5, **kind)
     again.load_weights(load_file(folder / SINGLE))
     assert equal(once, again)
-    packed = [m for m in once.modules() if isinstance(m, Linear) and m.packed is not None]
-    assert len(packed) == 2 * 4 + 3 + 2 * 4 + 1
+    linear = {name: m for name, m in once.named_modules() if isinstance(m, Linear)}
+    # 72 and 56 rows are no whole panels: such weights stay rows, and floats plain parameters.
+    whole = {name for name, m in linear.items() if m.shape[0] % 16 == 0}
+    packed = {name for name, m in linear.items() if m.packed is not None}
+    panels = {name for name in packed if linear[name].packed.layout == "panels"}
+    integers = linear.keys() - {"vision.patch"}  # the patches' weight stays in floats
+    assert panels == (whole if layout == "panels" else set())
+    assert packed == panels | (set() if weights == "bf16" else integers)
+    assert 0 < len(whole) < len(linear) == 1 + 2 * 4 + 3 + 2 * 4 + 1
+    if weights == "bf16":
+        return
     with pytest.raises(CheckpointError, match="integer weights are not saved"):
         once.save_pretrained(folder / "packed")
 
@@ -214,7 +280,7 @@ def test_random_is_the_same_for_a_seed_and_close_in_any_dtype() -> None:
     assert equal(a, b)
     assert not equal(a, FlashVL.random(small(), seed=5, dtype=torch.float32))
     assert equal(FlashVL.random(small(), seed=4, dtype=torch.bfloat16), a.bfloat16())
-    wide = FlashVL.random(FlashVLConfig.tiny(), dtype=torch.float32)
+    wide = FlashVL.random(FlashVLConfig.tiny(), dtype=torch.float32, layout="rows")
     weights = [m.weight for m in wide.modules() if isinstance(m, Linear)]
     assert all(abs(w.std() * (3 * w.shape[1]) ** 0.5 - 1) < 0.05 for w in weights)
     first = [w.flatten()[:64] for w in weights]

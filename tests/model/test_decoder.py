@@ -162,31 +162,38 @@ def test_gradients_equal_transformers() -> None:
             assert relative_error(got[name], gradient) < 1e-4, name
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("weights", "layout"),
+    [("int8", "rows"), ("int4", "rows"), *((w, "panels") for w in ("bf16", "int8", "int4"))],
+)
 @torch.no_grad()
-def test_packed_weights_answer_like_the_floats_they_stand_for(weights: str) -> None:
+def test_packed_weights_answer_like_the_floats_they_stand_for(weights: str, layout: str) -> None:
     config = around(SMALL)
-    packed = FlashVL.random(config, dtype=torch.float32, weights=weights)
-    plain = FlashVL.random(config, dtype=torch.float32)
+    packed = FlashVL.random(config, dtype=torch.float32, weights=weights, layout=layout)
+    plain = FlashVL.random(config, dtype=torch.float32, layout="rows")
     replaced = 0
     for mine, floats in zip(packed.modules(), plain.modules(), strict=True):
         if isinstance(mine, Linear) and mine.packed is not None:
             floats.weight.copy_(mine.packed.dequantize(torch.float32))
             replaced += 1
-    assert replaced == 3 * 4 + 1 + 3 + 4  # decoder layers, head, adapter, encoder
+    # Decoder layers, head, adapter, encoder; the patches' weight is never of integers.
+    assert replaced == 3 * 4 + 1 + 3 + 4 + (layout == "panels")
     text, image = rows(9, SMALL.dim), torch.randn(1, 3, 8, 8)
     got, cache = packed.prefill(text)
     want, reference = plain.prefill(text)
     assert relative_error(got, want) < 1e-5
     assert relative_error(packed.decode_step(3, cache), plain.decode_step(3, reference)) < 1e-5
     assert relative_error(packed.embed_image(image), plain.embed_image(image)) < 1e-5
+
     # The scales must survive a cast, which would round them to 8 bits.
-    scales = [
-        m.packed.scale.clone() for m in packed.modules() if isinstance(m, Linear) and m.packed
-    ]
+    def scales() -> list[Tensor]:
+        held = [m.packed for m in packed.modules() if isinstance(m, Linear) and m.packed]
+        return [each.scale for each in held if each.scale is not None]
+
+    before = [scale.clone() for scale in scales()]
     packed.bfloat16()
-    kept = [m.packed.scale for m in packed.modules() if isinstance(m, Linear) and m.packed]
-    assert all(torch.equal(a, b) for a, b in zip(scales, kept, strict=True))
+    kept = scales()
+    assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True))
     assert packed.prefill(text.bfloat16())[0].dtype == torch.bfloat16
 
 

@@ -25,9 +25,10 @@ def memory(kind):
 # The blocks are fixed, 1 % of a 2 B model; this one is 1/40 of it.
 checkpoint.MAPPED_BYTES >>= 4
 parameters.BLOCK_BYTES >>= 4
-FlashVL.from_pretrained(sys.argv[1], weights=sys.argv[3])  # imports, allocator and thread pools
+kind = {"weights": sys.argv[3], "layout": sys.argv[4]}
+FlashVL.from_pretrained(sys.argv[1], **kind)  # imports, allocator and thread pools
 before = memory("VmRSS")
-model = FlashVL.from_pretrained(sys.argv[2], weights=sys.argv[3])
+model = FlashVL.from_pretrained(sys.argv[2], **kind)
 tensors = [*model.parameters(), *model.buffers()]
 weights = sum(t.nbytes for t in tensors)
 print(json.dumps({"weights": weights, "peak": memory("VmHWM") - before}))
@@ -54,13 +55,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
 @pytest.mark.parametrize(
-    ("stored", "weights"),
-    [("shards", "bf16"), ("fp32", "bf16"), ("shards", "int8")],
+    ("stored", "weights", "layout"),
+    [
+        ("shards", "bf16", "rows"),
+        ("fp32", "bf16", "rows"),
+        ("shards", "int8", "rows"),
+        ("shards", "bf16", "panels"),
+        ("fp32", "bf16", "panels"),
+        ("shards", "int8", "panels"),
+        ("shards", "int4", "panels"),
+    ],
 )
 def test_peak_is_at_most_115_percent_of_the_weights(
-    stored: str, weights: str, folders: Path
+    stored: str, weights: str, layout: str, folders: Path
 ) -> None:
-    arguments = [str(folders / "small"), str(folders / stored), weights]
+    arguments = [str(folders / "small"), str(folders / stored), weights, layout]
     # glibc keeps up to 64 MB of freed blocks by default, 2 % of a 2 B model but too much here.
     thresholds = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run(

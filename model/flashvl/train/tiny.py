@@ -83,7 +83,7 @@ class Trainer:
         self.workers = workers
         self.config = FlashVLConfig.tiny()
         self.tokenizer = Tokenizer.from_pretrained(ASSETS / "tiny")
-        self.model = FlashVL.random(self.config, seed=seed, dtype=torch.float32)
+        self.model = FlashVL.random(self.config, seed, dtype=torch.float32, layout="rows")
         torch.manual_seed(seed)
         self.finder = MentionFinder(self.tokenizer, self.config.decoder.vocab)
         self.heads = DenseHeads(self.config.vision.dim)
