@@ -67,6 +67,14 @@ def backend(name: str) -> Iterator[None]:
         _scoped.reset(token)
 
 
+def device_of(args: tuple[Any, ...]) -> str:
+    """The device type of the call: that of its first tensor."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            return "cpu" if arg.is_cpu else arg.device.type
+    return "cpu"
+
+
 def preference(device: str) -> tuple[str, ...]:
     """The backends to try for tensors on `device`, in order."""
     scoped = _scoped.get()
@@ -106,16 +114,13 @@ class Explanation:
         return "\n".join(lines)
 
 
-def device_of(args: tuple[Any, ...]) -> str:
-    """The device type of the call: that of its first tensor."""
-    for arg in args:
-        if isinstance(arg, Tensor):
-            return arg.device.type
-    return "cpu"
+def why_not(
+    spec: OpSpec, name: str, args: tuple[Any, ...], device: str | None = None
+) -> str | None:
+    """The reason `name` cannot run this call, in words a user can act on; None when it can.
 
-
-def why_not(spec: OpSpec, name: str, args: tuple[Any, ...]) -> str | None:
-    """The reason `name` cannot run this call, in words a user can act on; None when it can."""
+    device: that of the call, where the caller knows it.
+    """
     if name == "torch":
         return None
     if name not in spec.kernels:
@@ -124,20 +129,22 @@ def why_not(spec: OpSpec, name: str, args: tuple[Any, ...]) -> str | None:
         return f"{extension.EXTENSION.reason} (run `flashvl-kernels doctor`)"
     if name == "cpu" and not extension.has(spec.name):
         return f"the CPU extension is older than {spec.name}; reinstall flashvl-kernels"
-    if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in args):
-        return "kernels compute in float32; float64 runs through the reference"
-    device = device_of(args)
+    for arg in args:
+        if isinstance(arg, Tensor) and arg.dtype is torch.float64:
+            return "kernels compute in float32; float64 runs through the reference"
+    device = device or device_of(args)
     wanted = "cpu" if name == "cpu" else "cuda"
     if device != wanted:
         return f"the tensors are on {device}; move them to {wanted} or use the torch backend"
     return spec.kernels[name](*args)
 
 
-def choose(spec: OpSpec, args: tuple[Any, ...]) -> Kernel:
-    """The kernel for this call under the preference in force."""
+def choose(spec: OpSpec, args: tuple[Any, ...], device: str | None = None) -> Kernel:
+    """The kernel for this call under the preference in force; device: as in `why_not`."""
+    device = device or device_of(args)
     reasons = {}
-    for name in preference(device_of(args)):
-        reason = why_not(spec, name, args)
+    for name in preference(device):
+        reason = why_not(spec, name, args, device)
         if reason is None:
             return spec.kernel(name)
         reasons[name] = reason

@@ -122,6 +122,19 @@ class KVCache:
                 )
         self.lengths = kept
 
+    def make_room(self, positions: int) -> None:
+        """Let every sequence hold `positions`: at least doubled when full, so that copying stays a
+        constant share of the work. New memory takes the place of the old in `k` and `v`."""
+        if positions <= self.capacity:
+            return
+        capacity, kept = max(positions, 2 * self.capacity), self.longest
+        for tensors in (self.k, self.v):
+            for layer, old in enumerate(tensors):
+                batch, kv_heads, _, head_dim = old.shape
+                tensors[layer] = old.new_empty(batch, kv_heads, capacity, head_dim)
+                tensors[layer][:, :, :kept] = old[:, :, :kept]
+        self.capacity = capacity
+
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self.lengths = [0] * self.batch

@@ -56,6 +56,7 @@ _FLAT = {
     for layout, suffix in (("rows", ""), ("panels", "_panels"))
     for format in FORMATS
 }
+_FLAT_NAME = {kind: name for name, kind in _FLAT.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +89,7 @@ class PackedWeight:
 
     def flat(self) -> FlatWeight:
         """(data, scale, format, columns): how op schemas take a weight."""
-        suffix = "_panels" if self.layout == "panels" else ""
-        return self.data, self.scale, self.format + suffix, self.shape[1]
+        return self.data, self.scale, _FLAT_NAME[self.format, self.layout], self.shape[1]
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The matrix [N, K] in ``dtype``; plain rows already in ``dtype`` come back uncopied."""

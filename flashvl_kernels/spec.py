@@ -218,14 +218,16 @@ class OpSpec:
         gradient is needed and the reference would run anyway, autograd records the reference
         itself: nothing is computed twice.
         """
-        if torch.compiler.is_compiling() or _intercepted(args):
+        if torch.compiler.is_compiling():
             return self.op(*args)
-        if not (torch.is_grad_enabled() and _needs_grad(args)):
-            return self._run(*args)
-        if backends.choose(self, args).backend == "torch":
-            self._validate(args)
-            return self.reference(*args)
-        return self.op(*args)
+        device = backends.device_of(args)
+        if _intercepted(args, device):
+            return self.op(*args)
+        self._validate(args, device)
+        kernel = backends.choose(self, args, device)
+        if kernel.backend != "torch" and torch.is_grad_enabled() and _needs_grad(args):
+            return self.op(*args)
+        return kernel.run(*args)
 
     def kernel(self, backend: str) -> backends.Kernel:
         """This op's implementation in `backend`."""
@@ -233,14 +235,15 @@ class OpSpec:
             self._resolved[backend] = backends.resolve(self, backend)
         return self._resolved[backend]
 
-    def _validate(self, args: tuple[Any, ...]) -> None:
+    def _validate(self, args: tuple[Any, ...], device: str) -> None:
         self.check(*args)
-        if self.check_values is not None and backends.device_of(args) == "cpu":
+        if self.check_values is not None and device == "cpu":
             self.check_values(*args)
 
     def _run(self, *args: Any) -> Any:
-        self._validate(args)
-        return backends.choose(self, args).run(*args)
+        device = backends.device_of(args)
+        self._validate(args, device)
+        return backends.choose(self, args, device).run(*args)
 
     def _fake(self, *args: Any) -> Any:
         self.check(*args)
@@ -300,18 +303,19 @@ def _needs_grad(args: tuple[Any, ...]) -> bool:
     return False
 
 
-def _intercepted(args: tuple[Any, ...]) -> bool:
+def _intercepted(args: tuple[Any, ...], device: str) -> bool:
     """Something wants to see the call: a mode, a functorch transform, autocast, or a subclass of
     Tensor among the arguments (fake, functional, or a user's)."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
         return True
     for arg in args:
-        if isinstance(arg, Tensor) and type(arg) not in _PLAIN:
+        if type(arg) not in _PLAIN and isinstance(arg, Tensor):
             return True
-    return torch.is_autocast_enabled(backends.device_of(args))
+    return torch.is_autocast_enabled(device)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+# What arguments mostly are, so that few need to be asked whether they are a kind of Tensor.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), str, int, float, bool))
 
 
 def _autocasts(tensor: Tensor, device: str) -> bool:

@@ -179,20 +179,6 @@ class Decoder(Part):
             )
 
 
-def make_room(cache: KVCache, positions: int) -> None:
-    """Let `cache` hold `positions` a sequence: at least doubled when full, so that copying stays a
-    constant share of the work."""
-    if positions <= cache.capacity:
-        return
-    capacity, kept = max(positions, 2 * cache.capacity), cache.longest
-    for tensors in (cache.k, cache.v):
-        for layer, old in enumerate(tensors):
-            batch, kv_heads, _, head_dim = old.shape
-            tensors[layer] = old.new_empty(batch, kv_heads, capacity, head_dim)
-            tensors[layer][:, :, :kept] = old[:, :, :kept]
-    cache.capacity = capacity
-
-
 class _Step:
     """Where the rows of one `extend` stand: positions, cache slots, last rows."""
 
@@ -205,12 +191,12 @@ class _Step:
         slots = [s.sequence * cache.capacity + p for s in spans for p in range(s.start, s.end)]
         self.positions = torch.tensor(flat, device=device)
         self.slots = torch.tensor(slots, device=device)
-        ends = [span.end for span in spans]
-        self.lengths = torch.tensor(ends, device=device)
-        self.reach = max(ends)
-        counts = torch.tensor([span.count for span in spans], device=device)
-        self.last = counts.cumsum(0) - 1
+        self.lengths = torch.tensor([span.end for span in spans], device=device)
         self.single = all(span.count == 1 for span in spans)
+        self.last: Tensor | None = None  # None: every row is the last of its span
+        if not self.single:
+            counts = torch.tensor([span.count for span in spans], device=device)
+            self.last = counts.cumsum(0) - 1
         self.whole = [span.sequence for span in spans] == list(range(cache.batch))
 
     def attend(self, index: int, only_last: bool) -> Callable[[Tensor], Tensor]:
@@ -222,7 +208,7 @@ class _Step:
                 qkv, self.cos, self.sin, self.positions, self.config.heads, self.config.kv_heads,
                 cache=(keys, values), slots=self.slots,
             )  # fmt: skip
-            if only_last and not self.single:
+            if only_last and self.last is not None:
                 q = q.index_select(0, self.last)
             if only_last or self.single:
                 return self._one_query(q, keys, values).flatten(1)
@@ -232,8 +218,7 @@ class _Step:
 
     def _one_query(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if self.whole:
-            cache = keys[:, :, : self.reach], values[:, :, : self.reach]
-            return fvk.decode_attention(q, cache, self.lengths)
+            return fvk.decode_attention(q, (keys, values), self.lengths)
         parts = [
             fvk.decode_attention(
                 q[i : i + 1], self._cut(span, keys, values), self.lengths[i : i + 1]

@@ -20,7 +20,7 @@ import flashvl_kernels as fvk
 from flashvl import checkpoint
 from flashvl.adapter import Adapter
 from flashvl.config import FlashVLConfig
-from flashvl.decoder import Decoder, Span, make_room
+from flashvl.decoder import Decoder, Span
 from flashvl.layers import Part
 from flashvl.parameters import RandomSource, check_dtype, check_format, fill, resolve_device
 from flashvl.vision import VisionEncoder
@@ -205,7 +205,7 @@ class FlashVL(Part):
             cache = self.decoder.new_cache(len(rows), room)
         _same_batch(cache, len(rows), "embeds")
         starts = list(cache.lengths)
-        make_room(cache, max(start + length for start, length in zip(starts, lengths, strict=True)))
+        cache.make_room(max(start + length for start, length in zip(starts, lengths, strict=True)))
         whole = [Span(b, s, n) for b, (s, n) in enumerate(zip(starts, lengths, strict=True))]
         if chunk is None or max(lengths) <= chunk:
             joined = rows[0] if len(rows) == 1 else torch.cat(rows)
@@ -234,9 +234,10 @@ class FlashVL(Part):
     def _next_states(self, token_id: int | Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         ids = torch.as_tensor(token_id, device=self.device).reshape(-1)
         _same_batch(cache, len(ids), "token_id")
-        if bool((ids < 0).any()):
-            raise ValueError(f"token_id is {ids.tolist()}; a step needs ids of at least 0")
-        make_room(cache, cache.longest + 1)
+        given = ids.tolist()
+        if min(given) < 0:
+            raise ValueError(f"token_id is {given}; a step needs ids of at least 0")
+        cache.make_room(cache.longest + 1)
         spans = [Span(b, length, 1) for b, length in enumerate(cache.lengths)]
         return self.decoder.extend(self.decoder.embed(ids), spans, cache)
 

@@ -89,6 +89,23 @@ def test_a_full_cache_names_capacity_and_need_and_stays_as_it_was() -> None:
     assert cache.room == 0
 
 
+def test_make_room_keeps_what_is_held_and_at_least_doubles() -> None:
+    cache = small()
+    cache.append([4, 6])
+    held = [torch.randn_like(t) for t in cache.k + cache.v]
+    for tensor, values in zip(cache.k + cache.v, held, strict=True):
+        tensor.copy_(values)
+    before = cache.k[0]
+    cache.make_room(8)
+    assert cache.capacity == 8 and cache.k[0] is before, "there is room already"
+    for positions, capacity in ((9, 16), (50, 50)):
+        cache.make_room(positions)
+        assert cache.capacity == capacity and cache.lengths == [4, 6]
+        for tensor, values in zip(cache.k + cache.v, held, strict=True):
+            assert tensor.shape[2] == capacity
+            assert torch.equal(tensor[:, :, :6], values[:, :, :6])
+
+
 def test_truncate_goes_back_and_only_back() -> None:
     cache = small()
     cache.append([4, 6])
