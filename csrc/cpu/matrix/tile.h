@@ -43,24 +43,26 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
+// As assembly, because GCC 12's intrinsics paste a tile's number from the source text and so take no
+// template argument; and they do not tell the compiler that they read or write memory.
 template <int t>
 inline void tile_zero() {
-  _tile_zero(t);
+  asm volatile("tilezero %%tmm%c0" : : "i"(t));
 }
 
 template <int t>
 inline void tile_load(const void* p, int64_t stride) {
-  _tile_loadd(t, p, stride);
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(t) : "memory");
 }
 
 template <int t>
 inline void tile_store(void* p, int64_t stride) {
-  _tile_stored(t, p, stride);
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(t) : "memory");
 }
 
 template <int c, int a, int b>
 inline void tile_dot_bf16() {
-  _tile_dpbf16ps(c, a, b);
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
 }  // namespace
