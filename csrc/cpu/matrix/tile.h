@@ -36,15 +36,17 @@ class Tiles {
       uint8_t rows[16] = {};
     } config;
     for (int t = 0; t < 8; ++t) config.row_bytes[t] = kTileBytes, config.rows[t] = kTileRows;
-    _tile_loadconfig(&config);
+    // GCC's intrinsic names the first 8 bytes of the configuration as its input; the stores to
+    // the other 56 would be dead, and might be left out.
+    asm volatile("ldtilecfg %0" : : "m"(config));
   }
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 };
 
-// As assembly, because GCC 12's intrinsics paste a tile's number from the source text and so take no
-// template argument; and they do not tell the compiler that they read or write memory.
+// As assembly, because GCC 12's intrinsics paste a tile's number from the source text and so take
+// no template argument; and they do not tell the compiler that they read or write memory.
 template <int t>
 inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" : : "i"(t));
