@@ -20,12 +20,15 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # The extension must build here: without it the tests would pass on the torch backend alone.
 export FLASHVL_REQUIRE_EXT := 1
 
-.PHONY: help setup demo test bench docs lint train-tiny clean
+.PHONY: help setup demo test bench peers fuzz sanitize docs lint train-tiny clean
 
 help:
 	@echo 'make demo        set up and ask the tiny model about the shipped images'
 	@echo 'make test        set up and run the tests'
 	@echo 'make bench       benchmarks of the ops'
+	@echo 'make peers       OpenVINO and llama.cpp for flashvl-bench model, in environments of their own'
+	@echo 'make fuzz        10,000 fuzzed calls of the ops'
+	@echo 'make sanitize    the op tests under AddressSanitizer and UBSan, at every level'
 	@echo 'make docs        regenerate the generated pages of docs/'
 	@echo 'make lint        ruff, mypy and clang-format'
 	@echo 'make train-tiny  train the tiny checkpoint again'
@@ -42,6 +45,27 @@ test: setup
 
 bench: setup
 	@$(BIN)/flashvl-bench ops --quick
+
+# What the model benchmark is measured beside, in environments of their own: OpenVINO brings another
+# torch, llama.cpp compiles for a quarter of an hour. FLASHVL_PEERS names another folder.
+PEERS := $(or $(FLASHVL_PEERS),.peers)
+OPENVINO := openvino==2026.4.1 optimum-intel==2.2.0 nncf==3.4.0
+LLAMA := llama-cpp-python==0.3.36 gguf==0.19.0
+
+peers: $(PEERS)/openvino/.stamp $(PEERS)/llama/.stamp
+
+$(PEERS)/openvino/.stamp $(PEERS)/llama/.stamp:
+	@echo 'peers: $(@D) ...'
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(findstring openvino,$(@D)),'$(TORCH)' $(OPENVINO),--no-binary llama-cpp-python $(LLAMA))
+	@touch $@
+
+fuzz: setup
+	@FLASHVL_FUZZ_CALLS=10000 $(BIN)/python -m pytest -q -s -o timeout=0 tests/ops/test_fuzz.py
+
+sanitize: setup
+	@$(BIN)/python tools/sanitize.py
 
 docs: setup
 	@$(BIN)/python -m flashvl_kernels.docs

@@ -54,7 +54,7 @@ def facts() -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _count(),
         threads=torch.get_num_threads(),
         cache_bytes=last_level_cache(),
-        memory_bytes=_memory(),
+        memory_bytes=memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         torch=torch.__version__,
@@ -101,7 +101,8 @@ def _count() -> int:
     return os.cpu_count() or 1
 
 
-def _memory() -> int:
+def memory_bytes() -> int:
+    """Bytes of the machine's memory; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):

@@ -25,16 +25,21 @@ Clock = Callable[[], float]
 Flat = tuple[Any, ...]
 
 CACHES = 2  # last-level caches between two uses of a byte
-MOST_COPIES = 1024  # beyond that, small arguments: a sweep of the cache costs less than the copies
+MOST_COPIES = 256  # beyond that, small arguments: one sweep of the cache costs less than the copies
+STEP = 509  # a prime above MOST_COPIES, so that every copy has its turn
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A function to time; `context` is entered around each call, outside of the timed part."""
+    """A function to time; `context` is entered around each call, outside of the timed part.
+
+    own_clock: `run` returns the seconds it took, because it ran in another process.
+    """
 
     name: str
     run: Callable[..., Any]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    own_clock: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,22 @@ class Times:
 
 
 class Rotation:
-    """Hands out arguments whose memory the cache has forgotten; `warm` always gives the same."""
+    """Hands out arguments whose memory the cache has forgotten; `warm` always gives the same.
+
+    Where copies would be too many, the cache is swept each time they have all been handed out:
+    then, too, everything between two uses of a byte is more than the cache holds, and a call of a
+    few microseconds does not wait for a sweep of its own.
+    """
 
     def __init__(self, flat: Flat, cache_bytes: int, warm: bool = False) -> None:
         size = sum(a.numel() * a.element_size() for a in flat if isinstance(a, Tensor))
         wanted = 1 if warm else -(-CACHES * cache_bytes // max(size, 1))
         self._swept = None
         if wanted > MOST_COPIES:
-            wanted = 1
+            wanted = MOST_COPIES
             self._swept = torch.zeros(CACHES * cache_bytes // 4)
         self._copies = [flat, *(numerics.duplicate(flat) for _ in range(wanted - 1))]
-        self._next = 0
+        self._taken = 0
 
     @property
     def copies(self) -> int:
@@ -85,15 +95,16 @@ class Rotation:
 
     @property
     def sweeps(self) -> bool:
-        """The cache is swept before each call, because the arguments are too small to rotate."""
+        """The cache is swept between two uses, because the arguments are too small for copies."""
         return self._swept is not None
 
     def take(self) -> Flat:
         """Arguments for one call."""
-        if self._swept is not None:
+        self._taken += 1
+        if self._swept is not None and self._taken % self.copies == 1:
             self._swept.sum()
-        self._next = (self._next + 1) % len(self._copies)
-        return self._copies[self._next]
+        # Not the neighbour of the last one: that may have come along with it.
+        return self._copies[self._taken * STEP % self.copies]
 
 
 def timed(contender: Contender, rotation: Rotation, clock: Clock = time.perf_counter) -> float:
@@ -103,8 +114,7 @@ def timed(contender: Contender, rotation: Rotation, clock: Clock = time.perf_cou
         start = clock()
         result = contender.run(*args)
         seconds = clock() - start
-    del result
-    return seconds
+    return float(result) if contender.own_clock else seconds
 
 
 def interleave(

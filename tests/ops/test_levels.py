@@ -1,0 +1,114 @@
+"""Every op with a CPU kernel at every level, in every dtype, on every sample, against the oracle.
+
+The level is read once a process, so each one runs in its own: this file, as a program. The plain
+results and the float64 ones do not depend on the level; they are computed once and handed over on
+disk. The worker says what it is about to run before it runs it, so that a crash has a name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flashvl_kernels import extension, numerics
+from flashvl_kernels.backends import why_not
+from flashvl_kernels.spec import REGISTRY, OpSpec, capture
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KINDS = ("typical", "edge", "strided", "zero")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
+ROOT = Path(__file__).resolve().parents[2]
+SPECS = [spec for spec in REGISTRY.values() if "cpu" in spec.kernels]
+
+
+def calls(spec: OpSpec) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """A name and schema arguments for each sample and dtype that the kernel takes."""
+    for sample in spec.samples:
+        if sample.kind not in KINDS:
+            continue
+        for dtype_name, dtype in DTYPES.items():
+            built = sample.build(dtype)
+            _, flat = capture(spec.function, *built.args, **built.kwargs)
+            if why_not(spec, "cpu", flat) is None:
+                yield f"{spec.name} [{sample.name}] {dtype_name}", flat
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file an op: the plain and the float64 results of each call by name."""
+    if not extension.EXTENSION.loaded:
+        pytest.skip(extension.EXTENSION.reason)
+    folder = tmp_path_factory.mktemp("expected")
+    for spec in SPECS:
+        found = {
+            name: (numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat))
+            for name, flat in calls(spec)
+        }
+        torch.save(found, folder / f"{spec.name}.pt")
+    return folder
+
+
+_REPORTS: dict[str, dict[str, Any]] = {}
+
+
+def report(level: str, folder: Path) -> dict[str, Any]:
+    """What the worker of `level` found: {"level", op: {"calls", "wrong"}}; run once."""
+    if level not in _REPORTS:
+        environment = {**os.environ, "FLASHVL_CPU_LEVEL": level, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, __file__, str(folder)]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=280
+        )
+        lines = done.stdout.splitlines()
+        if done.returncode:
+            last = lines[-1] if lines else "the first call"
+            _REPORTS[level] = {
+                "crash": f"status {done.returncode} in {last}: {done.stderr[-2000:]}"
+            }
+        else:
+            _REPORTS[level] = json.loads(lines[-1])
+    return _REPORTS[level]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_call_is_right_at_every_level(level: str, spec: OpSpec, expected: Path) -> None:
+    if level not in extension.available_levels():
+        pytest.skip(f"level {level} is not available here: {extension.available_levels()}")
+    found = report(level, expected)
+    assert "crash" not in found, found["crash"]
+    assert found["level"] == level
+    assert found[spec.name]["calls"] > 0
+    assert not found[spec.name]["wrong"], "\n".join(found[spec.name]["wrong"])
+
+
+def work(folder: Path) -> dict[str, Any]:
+    """Run and judge every call in this process, at its level."""
+    found: dict[str, Any] = {"level": extension.cpu_level()}
+    for spec in SPECS:
+        known = torch.load(folder / f"{spec.name}.pt")
+        wrong: list[str] = []
+        count = 0
+        for name, flat in calls(spec):
+            print(name, flush=True)
+            plain, truth = known[name]
+            got = numerics.results(spec, spec.kernel("cpu").run, flat)
+            for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
+                verdict = numerics.judge(g, p, t, spec.tolerance)
+                if not verdict.right:
+                    wrong.append(f"{name}, output {i}: {verdict.reason}")
+            count += 1
+        found[spec.name] = {"calls": count, "wrong": wrong}
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(Path(sys.argv[1]))))

@@ -1,0 +1,129 @@
+"""`make sanitize`: the op tests on an extension built with AddressSanitizer and UBSan.
+
+Builds into build/sanitize, loads that library through FLASHVL_EXTENSION with libasan preloaded, and
+runs, at every level this machine has, the registry tests that execute kernels (all samples against
+the oracle, strided and zero-size ones among them, and offsets past 2^31) and the fuzzed calls. The
+first report of a sanitizer ends the process that made it, and this one with status 1. Leaks are not
+looked for: Python and PyTorch keep what they keep.
+
+    python tools/sanitize.py [--level LEVEL ...] [-k EXPRESSION] [--fuzz CALLS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import find_torch
+from build_extension import find_cmake, find_tool
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "sanitize"
+LIBRARY = BUILD / "libflashvl_kernels.so"
+TESTS = "test_kernels_against_the_float64_oracle or test_offsets_past_2_to_the_31"
+# Frame pointers and line tables make a report readable; the levels' own -O3 stays, because the
+# optimised code is what runs. The vectorised loops of some levels compile four times as long.
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
+# A report has a status of its own, so that it cannot be taken for a failed test.
+REPORTED = 99
+OPTIONS = {
+    "ASAN_OPTIONS": f"detect_leaks=0:exitcode={REPORTED}:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:exitcode={REPORTED}",
+}
+
+
+def build() -> None:
+    """Configure and compile; nothing is done again that is up to date."""
+    torch = find_torch.find_for_build()
+    cmake, ninja = find_cmake(), find_tool("ninja")
+    if torch is None or cmake is None:
+        raise SystemExit("sanitize: needs torch and cmake in this environment (make setup)")
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    configure = [
+        *(cmake, "-S", str(ROOT), "-B", str(BUILD), *generator, "-DCMAKE_BUILD_TYPE=Release"),
+        *(f"-DCMAKE_CXX_FLAGS={FLAGS}", f"-DFLASHVL_TORCH_DIR={torch.folder}"),
+    ]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([cmake, "--build", str(BUILD), "--parallel", "2"], check=True)
+
+
+def runtime(name: str) -> str:
+    """The path of a sanitizer's shared library, as the compiler knows it."""
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, f"-print-file-name={name}"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(found).is_absolute():
+        raise SystemExit(f"sanitize: {compiler} has no {name}; install its sanitizer libraries")
+    return found
+
+
+def environment(level: str) -> dict[str, str]:
+    """What a test process needs: the instrumented library, and the sanitizer's runtime first."""
+    preload = f"{runtime('libasan.so')}:{runtime('libstdc++.so')}"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "model")])
+    return {
+        **os.environ,
+        **OPTIONS,
+        "LD_PRELOAD": preload,
+        "FLASHVL_EXTENSION": str(LIBRARY),
+        "FLASHVL_CPU_LEVEL": level,
+        "PYTHONPATH": path,
+    }
+
+
+def levels() -> list[str]:
+    """The levels this machine runs, as the instrumented library says."""
+    code = "from flashvl_kernels import extension as e; print(*e.available_levels())"
+    inside = environment("scalar")
+    done = subprocess.run([sys.executable, "-c", code], env=inside, capture_output=True, text=True)
+    if done.returncode or "scalar" not in done.stdout:
+        raise SystemExit(f"sanitize: the library does not load: {done.stdout}{done.stderr}")
+    return done.stdout.split()
+
+
+def check(level: str, expression: str, fuzz: int) -> bool:
+    """Run the tests and the fuzzed calls at `level`; True if nothing was reported or failed."""
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-k", expression]
+    runs = [[*tests, "tests/ops/test_registry.py"]]
+    if fuzz:
+        runs.append(["tests/ops/test_fuzz.py", "0", "0", str(fuzz)])
+    clean = True
+    for run in runs:
+        done = subprocess.run(
+            [sys.executable, *run], env=environment(level), cwd=ROOT, capture_output=True, text=True
+        )
+        lines = done.stdout.strip().splitlines() or ["no output"]
+        print(f"sanitize {level}: {lines[-1]}", flush=True)
+        if done.returncode:
+            what = "REPORT" if done.returncode == REPORTED else f"status {done.returncode}"
+            print(f"sanitize {level}: {what}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+            clean = False
+    return clean
+
+
+def main() -> int:
+    """Exit status 1 on a report or a failed test."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--level", action="append", help="only this level (may be repeated)")
+    parser.add_argument("-k", default="", help="only tests that match, as in pytest")
+    parser.add_argument("--fuzz", type=int, default=300, help="fuzzed calls a level (300)")
+    options = parser.parse_args()
+    build()
+    expression = f"({TESTS}) and ({options.k})" if options.k else TESTS
+    chosen = options.level or levels()
+    clean = [check(level, expression, options.fuzz) for level in chosen]
+    print(
+        f"sanitize: AddressSanitizer and UBSan, levels {', '.join(chosen)}; every sample of the "
+        f"registry's kernels against the oracle, offsets past 2^31, {options.fuzz} fuzzed calls a "
+        f"level: {'clean' if all(clean) else 'NOT CLEAN'}"
+    )
+    return 0 if all(clean) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
