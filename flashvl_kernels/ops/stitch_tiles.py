@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks
-from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call
+from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call
 from flashvl_kernels.tiles import TileGrid
 
 
@@ -180,6 +180,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 
