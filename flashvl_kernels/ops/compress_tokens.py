@@ -19,7 +19,7 @@ from flashvl_kernels import norm as norms
 from flashvl_kernels.compression import Compression
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.ops.stitch_tiles import check_tiles, stitch_wide
-from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 from flashvl_kernels.tiles import TileGrid
 
 OP = "compress_tokens"
@@ -456,6 +456,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=_TYPICAL + _EDGE + _LAYOUT + _HOSTILE + _BENCH,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 
