@@ -11,6 +11,8 @@
 //   reduce_add(a) reduce_max(a)          over the lanes, pairwise; no NaN in reduce_max
 //   load(p) load_some(p, n)              n < kLanes: reads n elements, the other lanes are zero
 //   store(p, a) store_some(p, a, n)      rounds to nearest even; NaN stays NaN
+//   Two, load_two(p) store_two(p, two)   2 * kLanes elements in an order of the level's choice:
+//                                        bf16 needs fewer instructions so than as two vectors
 //   round_to<T>(a)                       the value a store and a load of T would give
 //   for_lanes(columns, f)                f(first, n) for each run of n <= kLanes columns
 //

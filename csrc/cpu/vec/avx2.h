@@ -121,6 +121,37 @@ inline void store_some(T* p, F32 a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+struct Two {
+  F32 a, b;
+};
+
+template <class T>
+inline Two load_two(const T* p) {
+  return {load(p), load(p + kLanes)};
+}
+
+template <class T>
+inline void store_two(T* p, Two two) {
+  store(p, two.a);
+  store(p + kLanes, two.b);
+}
+
+// The even elements, then the odd ones: a shift and a mask in place of two widening shuffles.
+template <>
+inline Two load_two(const BF16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i odd = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))}, {_mm256_castsi256_ps(odd)}};
+}
+
+template <>
+inline void store_two(BF16* p, Two two) {
+  const __m256i even = _mm256_srli_epi32(round_high_half(two.a), 16);
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m256i odd = _mm256_and_si256(round_high_half(two.b), high);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(even, odd));
+}
+
 template <class T>
 inline F32 round_to(F32 a);
 

@@ -99,6 +99,37 @@ inline void store_some(F16* p, F32 a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first(n), to_f16(a));
 }
 
+struct Two {
+  F32 a, b;
+};
+
+template <class T>
+inline Two load_two(const T* p) {
+  return {load(p), load(p + kLanes)};
+}
+
+template <class T>
+inline void store_two(T* p, Two two) {
+  store(p, two.a);
+  store(p + kLanes, two.b);
+}
+
+// The even elements, then the odd ones: a shift and a mask in place of two widening shuffles.
+template <>
+inline Two load_two(const BF16* p) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  const __m512i odd = _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))}, {_mm512_castsi512_ps(odd)}};
+}
+
+template <>
+inline void store_two(BF16* p, Two two) {
+  const __m512i even = _mm512_srli_epi32(round_high_half(two.a), 16);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512i odd = _mm512_and_si512(round_high_half(two.b), high);
+  _mm512_storeu_si512(p, _mm512_or_si512(even, odd));
+}
+
 template <class T>
 inline F32 round_to(F32 a);
 

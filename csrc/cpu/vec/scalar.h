@@ -193,6 +193,21 @@ inline void store(T* p, F32 a) {
   store_some(p, a, kLanes);
 }
 
+struct Two {
+  F32 a, b;
+};
+
+template <class T>
+inline Two load_two(const T* p) {
+  return {load(p), load(p + kLanes)};
+}
+
+template <class T>
+inline void store_two(T* p, Two two) {
+  store(p, two.a);
+  store(p + kLanes, two.b);
+}
+
 template <class T>
 inline F32 round_to(F32 a) {
   T rounded[kLanes];
