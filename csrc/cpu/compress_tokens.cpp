@@ -14,7 +14,8 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-constexpr int kAtOnce = 4;  // canvas positions whose rows one sweep reads together
+constexpr int kAtOnce = 4;    // canvas positions whose rows one sweep reads together
+constexpr int kMostSide = 4;  // blocks up to 4x4 are normalised without a copy; none has more
 
 // The task's working memory: one fp32 row and kAtOnce rows of T, each of args.channels.
 template <class T>
@@ -81,17 +82,40 @@ void shuffle_channel_major(const CompressTokensArgs& args, const T* image, int64
   }
 }
 
+// Cells one after the other, normalised from where they lie, without a copy.
 template <class T>
-void shuffle_block(const CompressTokensArgs& args, const T* image, int64_t i, int64_t j,
-                   const Scratch<T>& scratch, T* to) {
-  const int64_t factor = args.factor;
-  if (args.channel_major && factor > 1) {
-    return shuffle_channel_major(args, image, i * factor, j * factor, scratch, to);
-  }
+void shuffle_cells(const CompressTokensArgs& args, const T* image, int64_t row, int64_t col,
+                   const RowNorm<T>& norm, T* to) {
+  const int64_t factor = args.factor, channels = args.channels;
+  const bool norm_last = norm.weight != nullptr && !args.norm_first;
+  const bool in_place = norm_last && factor <= kMostSide;
+  const T* cells[kMostSide * kMostSide];
   for (int64_t k = 0; k < factor * factor; ++k) {
-    T* target = to + k * args.channels;
-    const T* from = cell(args, image, i * factor + k / factor, j * factor + k % factor, target);
-    if (from != target) copy_row(from, target, args.channels);
+    T* target = to + k * channels;
+    const T* from = cell(args, image, row + k / factor, col + k % factor, target);
+    if (in_place) {
+      cells[k] = from;
+    } else if (from != target) {
+      copy_row(from, target, channels);
+    }
+  }
+  if (in_place) {
+    normalise(cells, factor * factor, to, channels, norm);
+  } else if (norm_last) {
+    normalise(to, to, channels * factor * factor, norm);
+  }
+}
+
+template <class T>
+void shuffle_token(const CompressTokensArgs& args, const T* image, int64_t i, int64_t j,
+                   const RowNorm<T>& norm, const Scratch<T>& scratch, T* to) {
+  const int64_t factor = args.factor;
+  if (!args.channel_major || factor == 1) {
+    return shuffle_cells(args, image, i * factor, j * factor, norm, to);
+  }
+  shuffle_channel_major(args, image, i * factor, j * factor, scratch, to);
+  if (norm.weight != nullptr && !args.norm_first) {
+    normalise(to, to, args.channels * factor * factor, norm);
   }
 }
 
@@ -131,23 +155,25 @@ Taps taps_along(const CompressTokensArgs& args, int64_t size, int64_t out, int64
   return {stop - first, false, {first, 0}, {}};
 }
 
+template <class Lanes>
+void add_weighted(F32 sum, float weight, bool first, float* total, Lanes lanes) {
+  const F32 scaled = sum * splat(weight);
+  store_lanes(total, first ? scaled : fma(sum, splat(weight), load_lanes(total, lanes)), lanes);
+}
+
 // total (+)= weight * (the weighted sum of n rows), where each position lies in one tile.
 template <int n, class T>
 void add_plain(const Sources<T>* from, const float* shares, float weight, bool first, float* total,
                int64_t channels) {
   F32 share[n];
   for (int k = 0; k < n; ++k) share[k] = splat(shares[k]);
-  for_lanes(channels, [&](int64_t c, int64_t lanes) {
-    const bool whole = lanes == kLanes;
-    F32 sum = (whole ? load(from[0].row[0] + c) : load_some(from[0].row[0] + c, lanes)) * share[0];
+  sweep(channels, [&](int64_t c, auto lanes) {
+    F32 sum = load_lanes(from[0].row[0] + c, lanes) * share[0];
 #pragma GCC unroll 4
     for (int k = 1; k < n; ++k) {
-      const T* row = from[k].row[0] + c;
-      sum = fma(whole ? load(row) : load_some(row, lanes), share[k], sum);
+      sum = fma(load_lanes(from[k].row[0] + c, lanes), share[k], sum);
     }
-    const F32 old = first ? zero() : whole ? load(total + c) : load_some(total + c, lanes);
-    const F32 next = first ? sum * splat(weight) : fma(sum, splat(weight), old);
-    whole ? store(total + c, next) : store_some(total + c, next, lanes);
+    add_weighted(sum, weight, first, total + c, lanes);
   });
 }
 
@@ -155,11 +181,10 @@ void add_plain(const Sources<T>* from, const float* shares, float weight, bool f
 template <class T>
 void add_blended(const Sources<T>* from, const float* shares, int n, float weight, bool first,
                  float* total, int64_t channels) {
-  for_lanes(channels, [&](int64_t c, int64_t lanes) {
+  sweep(channels, [&](int64_t c, auto lanes) {
     F32 sum = blend(from[0], c, lanes) * splat(shares[0]);
     for (int k = 1; k < n; ++k) sum = fma(blend(from[k], c, lanes), splat(shares[k]), sum);
-    const F32 old = first ? zero() : load_some(total + c, lanes);
-    store_some(total + c, first ? sum * splat(weight) : fma(sum, splat(weight), old), lanes);
+    add_weighted(sum, weight, first, total + c, lanes);
   });
 }
 
@@ -209,8 +234,8 @@ void pool_token(const CompressTokensArgs& args, const T* image, int64_t i, int64
     }
   }
   const float positions = down.weighted ? 1.0f : static_cast<float>(down.count * across.count);
-  for_lanes(channels, [&](int64_t c, int64_t lanes) {
-    store_some(to + c, load_some(scratch.total + c, lanes) / splat(positions), lanes);
+  sweep(channels, [&](int64_t c, auto lanes) {
+    store_lanes(to + c, load_lanes(scratch.total + c, lanes) / splat(positions), lanes);
   });
 }
 
@@ -236,7 +261,11 @@ void compress_rows(const CompressTokensArgs& args, int64_t begin, int64_t end, v
     const int64_t i = args.transpose ? inner : outer, j = args.transpose ? outer : inner;
     const T* x = static_cast<const T*>(args.x) + image * image_stride;
     T* y = static_cast<T*>(args.y) + t * made;
-    shuffle ? shuffle_block(args, x, i, j, scratch, y) : pool_token(args, x, i, j, scratch, y);
+    if (shuffle) {
+      shuffle_token(args, x, i, j, norm, scratch, y);
+      continue;
+    }
+    pool_token(args, x, i, j, scratch, y);
     if (norm.weight != nullptr && !args.norm_first) normalise(y, y, made, norm);
   }
 }

@@ -17,34 +17,36 @@ struct RowNorm {
   float eps;
 };
 
-// The sum over the row of term(lanes), with four running sums: one would wait for each addition.
-// `term` must give 0 past the end of the row, where its second argument is the lanes that count.
+// What `term` makes of each whole vector, with four running sums: one would wait for each addition.
 template <class T, class Term>
 inline float sum_row(const T* row, int64_t columns, Term term) {
   F32 sums[4] = {zero(), zero(), zero(), zero()};
   int64_t c = 0;
   for (; c + 4 * kLanes <= columns; c += 4 * kLanes) {
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) sums[k] = term(sums[k], load(row + c + k * kLanes));
+    const Two near = load_two(row + c), far = load_two(row + c + 2 * kLanes);
+    sums[0] = term(sums[0], near.a);
+    sums[1] = term(sums[1], near.b);
+    sums[2] = term(sums[2], far.a);
+    sums[3] = term(sums[3], far.b);
   }
   for (; c + kLanes <= columns; c += kLanes) sums[0] = term(sums[0], load(row + c));
   return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// The elements after the last whole vector, one by one: `f(first)` for their first index.
+// Columns in whole vectors.
 inline int64_t whole_lanes(int64_t columns) { return columns / kLanes * kLanes; }
 
 template <class T>
-inline float mean_of(const T* row, int64_t columns) {
+inline float sum_of(const T* row, int64_t columns) {
   float sum = sum_row(row, columns, [](F32 total, F32 value) { return total + value; });
   const int64_t c = whole_lanes(columns);
   if (c < columns) sum += reduce_add(load_some(row + c, columns - c));
-  return sum / static_cast<float>(columns);
+  return sum;
 }
 
-// Mean of the squared deviations from `mean`.
+// The sum of the squared deviations from `mean`.
 template <class T>
-inline float variance_of(const T* row, int64_t columns, float mean) {
+inline float squares_of(const T* row, int64_t columns, float mean) {
   const F32 centre = splat(mean);
   float sum = sum_row(row, columns, [centre](F32 total, F32 value) {
     const F32 away = value - centre;
@@ -59,45 +61,71 @@ inline float variance_of(const T* row, int64_t columns, float mean) {
     const F32 away = load(last) - centre;
     sum += reduce_add(away * away);
   }
-  return sum / static_cast<float>(columns);
+  return sum;
 }
 
-// to may be the row itself.
-template <class T>
-inline void rms_normalise(const T* row, T* to, int64_t columns, const RowNorm<T>& norm) {
-  const F32 scale = splat(1.0f / __builtin_sqrtf(variance_of(row, columns, 0.0f) + norm.eps));
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-    store(to + c, round_to<T>(load(row + c) * scale) * load(norm.weight + c));
+// What one vector of a row becomes.
+template <class T, bool layer>
+struct Scale {
+  F32 centre;
+  F32 rstd;
+
+  F32 operator()(F32 value, F32 weight, F32 bias) const {
+    if (!layer) return round_to<T>(value * rstd) * weight;
+    return fma((value - centre) * rstd, weight, bias);
   }
-  if (c < columns) {
-    const int64_t n = columns - c;
-    const F32 value = round_to<T>(load_some(row + c, n) * scale);
-    store_some(to + c, value * load_some(norm.weight + c, n), n);
+};
+
+// `columns` normalised values. to may be the row itself; bias is not read unless layer.
+template <class T, bool layer>
+inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, const T* bias,
+                      Scale<T, layer> scale) {
+  const T* shift = layer ? bias : weight;
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
+    const Two value = load_two(row + c), w = load_two(weight + c), b = load_two(shift + c);
+    store_two(to + c, {scale(value.a, w.a, b.a), scale(value.b, w.b, b.b)});
+  }
+  for (; c < columns; c += kLanes) {
+    const int64_t n = columns - c < kLanes ? columns - c : kLanes;
+    if (n == kLanes) {
+      store(to + c, scale(load(row + c), load(weight + c), load(shift + c)));
+    } else {
+      const F32 value = load_some(row + c, n);
+      store_some(to + c, scale(value, load_some(weight + c, n), load_some(shift + c, n)), n);
+    }
   }
 }
 
+// One row that lies in `count` pieces of `columns` values. A piece may lie at its own place in to.
 template <class T>
-inline void layer_normalise(const T* row, T* to, int64_t columns, const RowNorm<T>& norm) {
-  const float mean = mean_of(row, columns);
-  const F32 centre = splat(mean);
-  const F32 scale = splat(1.0f / __builtin_sqrtf(variance_of(row, columns, mean) + norm.eps));
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-    const F32 value = (load(row + c) - centre) * scale;
-    store(to + c, fma(value, load(norm.weight + c), load(norm.bias + c)));
+inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
+                      const RowNorm<T>& norm) {
+  const float values = static_cast<float>(count * columns);
+  float mean = 0.0f;  // RMSNorm takes none off
+  if (norm.bias != nullptr) {
+    for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns);
+    mean = mean / values;
   }
-  if (c < columns) {
-    const int64_t n = columns - c;
-    const F32 value = (load_some(row + c, n) - centre) * scale;
-    store_some(to + c, fma(value, load_some(norm.weight + c, n), load_some(norm.bias + c, n)), n);
+  float squares = 0.0f;
+  for (int64_t k = 0; k < count; ++k) squares += squares_of(pieces[k], columns, mean);
+  const float rstd = 1.0f / __builtin_sqrtf(squares / values + norm.eps);
+  const F32 centre = splat(mean), scale = splat(rstd);
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t first = k * columns;
+    const T* weight = norm.weight + first;
+    if (norm.bias == nullptr) {
+      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr, {centre, scale});
+    } else {
+      scale_row<T, true>(pieces[k], to + first, columns, weight, norm.bias + first,
+                         {centre, scale});
+    }
   }
 }
 
 template <class T>
 inline void normalise(const T* row, T* to, int64_t columns, const RowNorm<T>& norm) {
-  if (norm.bias == nullptr) return rms_normalise(row, to, columns, norm);
-  layer_normalise(row, to, columns, norm);
+  normalise(&row, 1, to, columns, norm);
 }
 
 }  // namespace
