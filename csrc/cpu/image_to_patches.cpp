@@ -52,7 +52,7 @@ int64_t canvas_side(int64_t tiles, const ImageToPatchesArgs& args) {
 
 Filter take_filter(Cursor& cursor, int64_t size, int64_t out, int64_t groups) {
   int64_t* first = cursor.take<int64_t>(out);
-  return {size, out, groups, first, cursor.take<int16_t>(out * groups * kGroupFactors)};
+  return {size, out, groups, first, cursor.take<uint8_t>(out * groups * kGroupBytes)};
 }
 
 // The parts of `task`; args.tasks for the end of the memory.

@@ -6,19 +6,19 @@
 //   part
 //                                of 16 bytes holds four pixels, as R R R R G G G G B B B B 0 0 0 0
 //   interleave(a, b, c, d, out)  out: a0 b0 c0 d0 a1 b1 c1 d1 ..., in the order store_bytes undoes
-//   even_bytes(a) odd_bytes(a)   bytes 0 and 2 (1 and 3) of each lane, as two 16-bit numbers
-//   dot2(sum, a, b)              sum + a0 b0 + a1 b1 a lane, of signed 16-bit numbers; wraps
-//   splat_pair(p)                the two 16-bit numbers at p in every lane
-//   load_pairs(p)                2 * kLanes 16-bit numbers
-//   spread<k>(a)                 lane k of each part in all four lanes of the part
-//   join(high, low)              high * 2^15 + low
+//   put_factors(group, tap, w)   sets the weight of tap 0..3 in a group of kGroupBytes bytes
+//   spread_factors(p)            kParts groups of weights, one for each part
+//   splat_factors(p)             one group of weights for all lanes
+//   Sums, no_sums()              weighted sums, a lane each, not yet joined
+//   add_taps(sums, bytes, f)     adds the four bytes of each lane times their weights
+//   join(sums)                   the sums as an I32
 //   store_bytes(p, sums, n)      four registers of sums to n bytes, as Pillow rounds
 //   store_pixels(sums, to)       adds up the parts of sums[k] and writes R, G, B and a fourth byte
 //                                to to[k]
 //
-// Pillow's rounding: sums have 22 bits after the point, half goes up, and the result is clipped to
-// 0..255. A weight of 23 bits and a sign is split at bit 15 into two 16-bit factors; sums may wrap
-// on the way, for their total fits.
+// Pillow's weights have 22 bits after the point; half is rounded up and the result is clipped to
+// 0..255. A weight (23 bits and a sign) is split into factors that multiply fast: three bytes for
+// the dot product of AVX512_VNNI, else two of 16 bits. Sums of a factor may wrap: the total fits.
 #pragma once
 
 #include "../vec.h"
@@ -30,7 +30,8 @@ constexpr int kBytes = 4 * kLanes;
 constexpr int kPixels = kLanes;
 constexpr int kParts = kLanes / 4;
 constexpr int kFraction = 22;
-constexpr int kSplit = 15;
+constexpr int kTaps = 4;         // in a group
+constexpr int kGroupBytes = 16;  // of factors
 
 #if defined(FLASHVL_LEVEL_avx512)
 
@@ -42,7 +43,6 @@ inline __mmask64 first_bytes(int64_t n) {
   return n >= 64 ? ~uint64_t{0} : n <= 0 ? 0 : (uint64_t{1} << n) - 1;
 }
 
-inline I32 no_sum() { return {_mm512_setzero_si512()}; }
 inline I32 load_bytes(const uint8_t* p, int64_t n) {
   return {_mm512_maskz_loadu_epi8(first_bytes(n), p)};
 }
@@ -63,23 +63,44 @@ inline void interleave(I32 a, I32 b, I32 c, I32 d, I32 (&out)[4]) {
   out[2].lanes = _mm512_unpacklo_epi16(ab_high, cd_high);
   out[3].lanes = _mm512_unpackhi_epi16(ab_high, cd_high);
 }
-inline I32 even_bytes(I32 a) { return {_mm512_and_si512(a.lanes, _mm512_set1_epi32(0x00ff00ff))}; }
-inline I32 odd_bytes(I32 a) { return {_mm512_srli_epi16(a.lanes, 8)}; }
-inline I32 dot2(I32 sum, I32 a, I32 b) {
-  return {_mm512_dpwssd_epi32(sum.lanes, a.lanes, b.lanes)};
+
+// w = high * 2^16 + middle * 2^8 + low, each from -128 to 127.
+struct Factors {
+  __m512i high, middle, low;
+};
+struct Sums {
+  __m512i high, middle, low;
+};
+
+inline void put_factors(uint8_t* group, int64_t tap, int32_t weight) {
+  const int8_t low = static_cast<int8_t>(weight & 255);
+  const int32_t rest = (weight - low) >> 8;
+  const int8_t middle = static_cast<int8_t>(rest & 255);
+  group[tap] = static_cast<uint8_t>((rest - middle) >> 8);
+  group[kTaps + tap] = static_cast<uint8_t>(middle);
+  group[2 * kTaps + tap] = static_cast<uint8_t>(low);
 }
-inline I32 splat_pair(const int16_t* p) {
-  int32_t pair;
-  __builtin_memcpy(&pair, p, sizeof pair);
-  return {_mm512_set1_epi32(pair)};
+inline Factors spread_factors(const uint8_t* p) {
+  const __m512i groups = _mm512_loadu_si512(p);
+  return {_mm512_shuffle_epi32(groups, _MM_PERM_AAAA), _mm512_shuffle_epi32(groups, _MM_PERM_BBBB),
+          _mm512_shuffle_epi32(groups, _MM_PERM_CCCC)};
 }
-inline I32 load_pairs(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
-template <int k>
-inline I32 spread(I32 a) {
-  return {_mm512_shuffle_epi32(a.lanes, static_cast<_MM_PERM_ENUM>(k * 0x55))};
+inline Factors splat_factors(const uint8_t* p) {
+  int32_t quads[3];
+  __builtin_memcpy(quads, p, sizeof quads);
+  return {_mm512_set1_epi32(quads[0]), _mm512_set1_epi32(quads[1]), _mm512_set1_epi32(quads[2])};
 }
-inline I32 join(I32 high, I32 low) {
-  return {_mm512_add_epi32(_mm512_slli_epi32(high.lanes, kSplit), low.lanes)};
+inline Sums no_sums() {
+  return {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+}
+inline Sums add_taps(Sums sums, I32 bytes, Factors by) {
+  return {_mm512_dpbusd_epi32(sums.high, bytes.lanes, by.high),
+          _mm512_dpbusd_epi32(sums.middle, bytes.lanes, by.middle),
+          _mm512_dpbusd_epi32(sums.low, bytes.lanes, by.low)};
+}
+inline I32 join(Sums sums) {
+  const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(sums.high, 8), sums.middle);
+  return {_mm512_add_epi32(_mm512_slli_epi32(upper, 8), sums.low)};
 }
 inline __m512i to_grey(__m512i sum) {
   const __m512i half = _mm512_set1_epi32(1 << (kFraction - 1));
@@ -116,7 +137,6 @@ inline __m256i load_256(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
 
-inline I32 no_sum() { return {_mm256_setzero_si256()}; }
 inline I32 load_bytes(const uint8_t* p, int64_t n) {
   if (n >= kBytes) return {load_256(p)};
   uint8_t buffer[kBytes] = {};
@@ -144,23 +164,45 @@ inline void interleave(I32 a, I32 b, I32 c, I32 d, I32 (&out)[4]) {
   out[2].lanes = _mm256_unpacklo_epi16(ab_high, cd_high);
   out[3].lanes = _mm256_unpackhi_epi16(ab_high, cd_high);
 }
-inline I32 even_bytes(I32 a) { return {_mm256_and_si256(a.lanes, _mm256_set1_epi32(0x00ff00ff))}; }
-inline I32 odd_bytes(I32 a) { return {_mm256_srli_epi16(a.lanes, 8)}; }
-inline I32 dot2(I32 sum, I32 a, I32 b) {
-  return {_mm256_add_epi32(sum.lanes, _mm256_madd_epi16(a.lanes, b.lanes))};
+
+// w = high * 2^15 + low; taps 0 and 2 are the even bytes of a lane, taps 1 and 3 the odd ones.
+struct Factors {
+  __m256i high_even, high_odd, low_even, low_odd;
+};
+struct Sums {
+  __m256i high, low;
+};
+
+inline void put_factors(uint8_t* group, int64_t tap, int32_t weight) {
+  const int16_t high = static_cast<int16_t>(weight >> 15);
+  const int16_t low = static_cast<int16_t>(weight & 0x7fff);
+  const int64_t place = tap % 2 * 4 + tap / 2 * 2;
+  __builtin_memcpy(group + place, &high, 2);
+  __builtin_memcpy(group + kGroupBytes / 2 + place, &low, 2);
 }
-inline I32 splat_pair(const int16_t* p) {
-  int32_t pair;
-  __builtin_memcpy(&pair, p, sizeof pair);
-  return {_mm256_set1_epi32(pair)};
+inline Factors spread_factors(const uint8_t* p) {
+  const __m256i groups = load_256(p);
+  return {_mm256_shuffle_epi32(groups, 0x00), _mm256_shuffle_epi32(groups, 0x55),
+          _mm256_shuffle_epi32(groups, 0xaa), _mm256_shuffle_epi32(groups, 0xff)};
 }
-inline I32 load_pairs(const int16_t* p) { return {load_256(p)}; }
-template <int k>
-inline I32 spread(I32 a) {
-  return {_mm256_shuffle_epi32(a.lanes, k * 0x55)};
+inline Factors splat_factors(const uint8_t* p) {
+  int32_t pairs[4];
+  __builtin_memcpy(pairs, p, sizeof pairs);
+  return {_mm256_set1_epi32(pairs[0]), _mm256_set1_epi32(pairs[1]), _mm256_set1_epi32(pairs[2]),
+          _mm256_set1_epi32(pairs[3])};
 }
-inline I32 join(I32 high, I32 low) {
-  return {_mm256_add_epi32(_mm256_slli_epi32(high.lanes, kSplit), low.lanes)};
+inline Sums no_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline __m256i add_pairs(__m256i sum, __m256i a, __m256i b) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+inline Sums add_taps(Sums sums, I32 bytes, Factors by) {
+  const __m256i even = _mm256_and_si256(bytes.lanes, _mm256_set1_epi32(0x00ff00ff));
+  const __m256i odd = _mm256_srli_epi16(bytes.lanes, 8);
+  return {add_pairs(add_pairs(sums.high, even, by.high_even), odd, by.high_odd),
+          add_pairs(add_pairs(sums.low, even, by.low_even), odd, by.low_odd)};
+}
+inline I32 join(Sums sums) {
+  return {_mm256_add_epi32(_mm256_slli_epi32(sums.high, 15), sums.low)};
 }
 inline __m256i to_grey(__m256i sum) {
   const __m256i half = _mm256_set1_epi32(1 << (kFraction - 1));
@@ -197,7 +239,6 @@ struct I32 {
   uint32_t lane[kLanes];
 };
 
-inline I32 no_sum() { return {}; }
 inline I32 load_bytes(const uint8_t* p, int64_t n) {
   uint8_t bytes[kBytes] = {};
   __builtin_memcpy(bytes, p, static_cast<unsigned long>(n < kBytes ? n : kBytes));
@@ -224,43 +265,42 @@ inline void interleave(I32 a, I32 b, I32 c, I32 d, I32 (&out)[4]) {
     out[i / kLanes].lane[i % kLanes] = byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
   }
 }
-inline I32 even_bytes(I32 a) {
-  for (int i = 0; i < kLanes; ++i) a.lane[i] &= 0x00ff00ffu;
-  return a;
+
+// Each tap's weight as it is.
+struct Factors {
+  int32_t weight[kParts][kTaps];
+};
+struct Sums {
+  uint32_t lane[kLanes];
+};
+
+inline void put_factors(uint8_t* group, int64_t tap, int32_t weight) {
+  __builtin_memcpy(group + 4 * tap, &weight, 4);
 }
-inline I32 odd_bytes(I32 a) {
-  for (int i = 0; i < kLanes; ++i) a.lane[i] = a.lane[i] >> 8 & 0x00ff00ffu;
-  return a;
-}
-inline I32 dot2(I32 sum, I32 a, I32 b) {
-  for (int i = 0; i < kLanes; ++i) {
-    const int low = static_cast<int16_t>(a.lane[i]) * static_cast<int16_t>(b.lane[i]);
-    const int high = static_cast<int16_t>(a.lane[i] >> 16) * static_cast<int16_t>(b.lane[i] >> 16);
-    sum.lane[i] += static_cast<uint32_t>(low) + static_cast<uint32_t>(high);
-  }
-  return sum;
-}
-inline I32 splat_pair(const int16_t* p) {
-  uint32_t pair;
-  __builtin_memcpy(&pair, p, sizeof pair);
-  I32 out;
-  for (int i = 0; i < kLanes; ++i) out.lane[i] = pair;
-  return out;
-}
-inline I32 load_pairs(const int16_t* p) {
-  I32 out;
+inline Factors spread_factors(const uint8_t* p) {
+  Factors out;
   __builtin_memcpy(&out, p, sizeof out);
   return out;
 }
-template <int k>
-inline I32 spread(I32 a) {
-  I32 out;
-  for (int i = 0; i < kLanes; ++i) out.lane[i] = a.lane[i / 4 * 4 + k];
+inline Factors splat_factors(const uint8_t* p) {
+  Factors out;
+  for (int part = 0; part < kParts; ++part) __builtin_memcpy(out.weight[part], p, kGroupBytes);
   return out;
 }
-inline I32 join(I32 high, I32 low) {
-  for (int i = 0; i < kLanes; ++i) low.lane[i] += high.lane[i] << kSplit;
-  return low;
+inline Sums no_sums() { return {}; }
+inline Sums add_taps(Sums sums, I32 bytes, const Factors& by) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int tap = 0; tap < kTaps; ++tap) {
+      const uint32_t byte = bytes.lane[i] >> (8 * tap) & 255u;
+      sums.lane[i] += byte * static_cast<uint32_t>(by.weight[i / 4][tap]);
+    }
+  }
+  return sums;
+}
+inline I32 join(Sums sums) {
+  I32 out;
+  __builtin_memcpy(&out, &sums, sizeof out);
+  return out;
 }
 inline uint8_t to_grey(uint32_t sum) {
   const int32_t grey = static_cast<int32_t>(sum + (1u << (kFraction - 1))) >> kFraction;
