@@ -277,6 +277,60 @@ _EDGE = (
         "edge",
     ),
     Sample(
+        "85 channels, LayerNorm",
+        lambda m: call(m.normal(1, 16, 85), _SHUFFLE, _layer_norm(m, 340)),
+        "edge",
+    ),
+    Sample(
+        "85 channels, blended, RMSNorm",
+        lambda m: call(
+            m.normal(4, 16, 85), _SHUFFLE, _rms_norm(m, 340), TileGrid(2, 2, 4, 2, "linear")
+        ),
+        "edge",
+    ),
+    Sample(
+        "17 channels, LayerNorm first, then average",
+        lambda m: call(
+            m.normal(1, 16, 17), Compression("average", norm_first=True), _layer_norm(m, 17)
+        ),
+        "edge",
+    ),
+    Sample(
+        "blocks of 5x5, LayerNorm",
+        lambda m: call(m.normal(2, 25, 9), Compression(factor=5), _layer_norm(m, 225)),
+        "edge",
+    ),
+    Sample(
+        "Unfold order, 37 channels, LayerNorm",
+        lambda m: call(m.normal(1, 16, 37), _UNFOLD, _layer_norm(m, 148)),
+        "edge",
+    ),
+    Sample(
+        "Unfold order of normalised, blended tokens",
+        lambda m: call(
+            m.normal(4, 16, 19),
+            Compression(order="channel_row_col", norm_first=True),
+            _rms_norm(m, 19),
+            TileGrid(2, 2, 4, 2, "mean"),
+        ),
+        "edge",
+    ),
+    Sample(
+        "adaptive, bins of 9x5",
+        lambda m: call(m.normal(1, 81, 85), Compression("adaptive", out=(1, 2))),
+        "edge",
+    ),
+    Sample(
+        "bilinear from a blended canvas",
+        lambda m: call(
+            m.normal(4, 36, 85),
+            Compression("bilinear", out=(4, 7)),
+            None,
+            TileGrid(2, 2, 6, 3, "linear", 1),
+        ),
+        "edge",
+    ),
+    Sample(
         "NaN and Inf",
         lambda m: call(_not_finite(m), _SHUFFLE, _layer_norm(m, 32)),
         "edge",

@@ -245,6 +245,21 @@ SAMPLES = (
         "edge",
     ),
     Sample(
+        "tall: rows first, in bands",
+        lambda m: call(m.image(200, 120), TileGrid(1, 1, 4), *_HALF, 12, m.dtype),
+        "edge",
+    ),
+    Sample(
+        "tall, width kept",
+        lambda m: call(m.image(90, 24), TileGrid(1, 1, 3), *_CLIP, 8, m.dtype),
+        "edge",
+    ),
+    Sample(
+        "wide: columns first, in bands",
+        lambda m: call(m.image(150, 260), TileGrid(2, 1, 4, 1), *_CLIP, 9, m.dtype),
+        "edge",
+    ),
+    Sample(
         "cropped view",
         lambda m: call(m.image(60, 70)[7:50, 11:62], TileGrid(1, 2, 4), *_CLIP, 4, m.dtype),
         "strided",
