@@ -23,7 +23,7 @@ from flashvl_kernels.attention import (
     runs,
     zeros_from,
 )
-from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
 def check(
@@ -227,6 +227,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 

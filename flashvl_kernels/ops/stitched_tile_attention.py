@@ -14,7 +14,7 @@ from torch import Tensor
 from flashvl_kernels import checks
 from flashvl_kernels.attention import attend, check_heads
 from flashvl_kernels.ops.stitch_tiles import stitch_wide
-from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 from flashvl_kernels.tiles import TileGrid
 
 Flat = tuple[int, int, int, int, str, int]
@@ -213,6 +213,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 

@@ -20,7 +20,7 @@ from flashvl_kernels.attention import (
     runs,
     zeros_from,
 )
-from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | None) -> None:
@@ -239,6 +239,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 

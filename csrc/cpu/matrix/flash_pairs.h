@@ -1,0 +1,306 @@
+// The matrix products of flash.h for bf16 at the levels with matrix instructions: AMX tiles, or
+// vdpbf16ps on the same layouts. Both multiply pairs of neighbours along the summed axis.
+//
+// Scores are computed as K Q^T and outputs as V^T P, with queries in the columns: what the first
+// product leaves is, two rows rounded into one, the second operand of the second. Everything is
+// packed in tiles of 1 KB, zeros where the head dimension or the keys end:
+//
+//   keys      [keys/16][D/32]  tiles of 16 keys x 32 dims          (first operand)
+//   values    [keys/32][D/16]  tiles of 16 dims x 32 keys
+//   queries   [2][D/32]        tiles of 16 pairs of dims x 16 queries (second operand)
+//   scores    [2][keys/16]     tiles of 16 keys x 16 queries, fp32
+//             [2][keys/32]     tiles of 16 pairs of keys x 16 queries, in the same place
+//   out       [2][D/16]        tiles of 16 dims x 16 queries, fp32
+//
+// Bound by the tile unit and the exponentials alike: 16 cycles of tdpbf16ps and about as many
+// vector instructions for 256 scores and 32 dims.
+#pragma once
+
+#include "flash_softmax.h"
+#include "tile.h"
+
+#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16)
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+constexpr int64_t kSide = 16;
+constexpr int64_t kPairTile = 512;   // bf16 elements of a tile
+constexpr int64_t kFloatTile = 256;  // fp32 elements of a tile
+
+// Tiles of the first operand: how far apart in elements along C's rows and along the sum.
+struct PairMatrix {
+  const BF16* data;
+  int64_t row;
+  int64_t step;
+};
+
+#if defined(FLASHVL_LEVEL_amx)
+
+using FlashScope = Tiles;
+
+// C (rows x columns tiles) = or += A B over `steps` tiles. The second column's tiles lie
+// `c_column` and `b_column` elements after the first's.
+template <int rows, int columns>
+inline void pair_product(float* c, int64_t c_column, PairMatrix a, const BF16* b, int64_t b_column,
+                         int64_t steps, bool add) {
+  constexpr int64_t kStride = kTileBytes;
+  if (add) {
+    tile_load<0>(c, kStride);
+    if constexpr (columns == 2) tile_load<1>(c + c_column, kStride);
+    if constexpr (rows == 2) tile_load<2>(c + kFloatTile, kStride);
+    if constexpr (rows == 2 && columns == 2) tile_load<3>(c + c_column + kFloatTile, kStride);
+  } else {
+    tile_zero<0>();
+    if constexpr (columns == 2) tile_zero<1>();
+    if constexpr (rows == 2) tile_zero<2>();
+    if constexpr (rows == 2 && columns == 2) tile_zero<3>();
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    tile_load<4>(a.data + s * a.step, kStride);
+    tile_load<6>(b + s * kPairTile, kStride);
+    tile_dot_bf16<0, 4, 6>();
+    if constexpr (columns == 2) {
+      tile_load<7>(b + b_column + s * kPairTile, kStride);
+      tile_dot_bf16<1, 4, 7>();
+    }
+    if constexpr (rows == 2) {
+      tile_load<5>(a.data + a.row + s * a.step, kStride);
+      tile_dot_bf16<2, 5, 6>();
+      if constexpr (columns == 2) tile_dot_bf16<3, 5, 7>();
+    }
+  }
+  tile_store<0>(c, kStride);
+  if constexpr (columns == 2) tile_store<1>(c + c_column, kStride);
+  if constexpr (rows == 2) tile_store<2>(c + kFloatTile, kStride);
+  if constexpr (rows == 2 && columns == 2) tile_store<3>(c + c_column + kFloatTile, kStride);
+}
+
+#else
+
+struct FlashScope {
+  FlashScope() {}
+};
+
+inline __m512 dot_pairs(__m512 sum, const BF16* pair, __m512i column) {
+  int32_t bits;
+  __builtin_memcpy(&bits, pair, sizeof bits);
+  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)column);
+}
+
+// Half a tile of A's rows at a time: 8 x 2 accumulators of the 32 registers.
+template <int columns>
+inline void half_product(float* c, int64_t c_column, const BF16* a, int64_t a_step, const BF16* b,
+                         int64_t b_column, int64_t steps, bool add) {
+  __m512 sums[8][columns];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+#pragma GCC unroll 2
+    for (int g = 0; g < columns; ++g) {
+      sums[i][g] = add ? _mm512_loadu_ps(c + g * c_column + i * kSide) : _mm512_setzero_ps();
+    }
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int64_t j = 0; j < kSide; ++j) {
+      __m512i column[columns];
+#pragma GCC unroll 2
+      for (int g = 0; g < columns; ++g) {
+        column[g] = _mm512_loadu_si512(b + g * b_column + s * kPairTile + j * 32);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        const BF16* pair = a + s * a_step + i * 32 + 2 * j;
+#pragma GCC unroll 2
+        for (int g = 0; g < columns; ++g) sums[i][g] = dot_pairs(sums[i][g], pair, column[g]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+#pragma GCC unroll 2
+    for (int g = 0; g < columns; ++g) _mm512_storeu_ps(c + g * c_column + i * kSide, sums[i][g]);
+  }
+}
+
+template <int rows, int columns>
+inline void pair_product(float* c, int64_t c_column, PairMatrix a, const BF16* b, int64_t b_column,
+                         int64_t steps, bool add) {
+  for (int half = 0; half < 2 * rows; ++half) {
+    const BF16* from = a.data + half / 2 * a.row + half % 2 * (kPairTile / 2);
+    half_product<columns>(c + half * (kFloatTile / 2), c_column, from, a.step, b, b_column, steps,
+                          add);
+  }
+}
+
+#endif
+
+inline void pair_product(float* c, int64_t c_column, PairMatrix a, const BF16* b, int64_t b_column,
+                         int64_t rows, int columns, int64_t steps, bool add) {
+  int64_t r = 0;
+  for (; r + 2 <= rows; r += 2, a.data += 2 * a.row, c += 2 * kFloatTile) {
+    if (columns == 2) {
+      pair_product<2, 2>(c, c_column, a, b, b_column, steps, add);
+    } else {
+      pair_product<2, 1>(c, c_column, a, b, b_column, steps, add);
+    }
+  }
+  if (r == rows) return;
+  if (columns == 2) {
+    pair_product<1, 2>(c, c_column, a, b, b_column, steps, add);
+  } else {
+    pair_product<1, 1>(c, c_column, a, b, b_column, steps, add);
+  }
+}
+
+inline __mmask32 first_of_32(int64_t n) {
+  return n >= 32 ? 0xffffffffu : n <= 0 ? 0u : (1u << n) - 1u;
+}
+
+// n of 32 elements, zeros after them; as bits in fp32 lanes.
+inline F32 load_pairs(const BF16* p, int64_t n) {
+  return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first_of_32(n), p))};
+}
+
+inline void store_pairs(BF16* p, F32 a) { _mm512_storeu_si512(p, _mm512_castps_si512(a.lanes)); }
+
+inline F32 flip_signs(F32 pairs) {
+  const __m512i signs = _mm512_set1_epi32(static_cast<int>(0x80008000u));
+  return {_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(pairs.lanes), signs))};
+}
+
+// Pairs (a[i], b[i]) of n <= 16 elements; b may be null for zeros.
+inline F32 zip(const BF16* a, const BF16* b, int64_t n) {
+  const __mmask16 some = static_cast<__mmask16>(first_of_32(n));
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, a));
+  if (b == nullptr) return {_mm512_castsi512_ps(low)};
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, b));
+  return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
+}
+
+// Pairs of two rows of probabilities, rounded to bf16: half up, which for them is as good as half
+// to even and leaves NaN a NaN and spares an instruction.
+inline F32 round_to_pairs(F32 even, F32 odd) {
+  const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(0xffff0000);
+  const __m512i a = _mm512_add_epi32(_mm512_castps_si512(even.lanes), half);
+  const __m512i b = _mm512_add_epi32(_mm512_castps_si512(odd.lanes), half);
+  return {_mm512_castsi512_ps(
+      _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, high, 0xf8 /* a | (b & c) */))};
+}
+
+class FlashPairs {
+ public:
+  static constexpr int64_t kKeys = 256;  // of a block: 32 KB of scores, in the first-level cache
+  static constexpr FlashLayout kScores = {kSide, kKeys * kSide};
+
+  template <class Arena>
+  FlashPairs(Arena& arena, int64_t head_dim, int64_t longest)
+      : head_dim_(head_dim), depth_((head_dim + 31) / 32), dims_((head_dim + kSide - 1) / kSide) {
+    const int64_t key_tiles = (longest + 31) / 32 * 2;
+    keys_ = arena.template take<BF16>(key_tiles * depth_ * kPairTile);
+    values_ = arena.template take<BF16>(key_tiles / 2 * dims_ * kPairTile);
+    queries_ = arena.template take<BF16>(2 * depth_ * kPairTile);
+    scores_ = arena.template take<float>(kKeys * kQueries);
+    out_ = arena.template take<float>(2 * dims_ * kFloatTile);
+  }
+
+  void pack(const BF16* k, int64_t k_stride, const BF16* v, int64_t v_stride, int64_t keys) {
+    const int64_t padded = (keys + 31) / 32 * 32;
+    for (int64_t i = 0; i < padded; ++i) {
+      BF16* to = keys_ + i / kSide * depth_ * kPairTile + i % kSide * 32;
+      for (int64_t s = 0; s < depth_; ++s) {
+        const int64_t n = i < keys ? head_dim_ - 32 * s : 0;
+        store_pairs(to + s * kPairTile, load_pairs(k + i * k_stride + 32 * s, n));
+      }
+    }
+    for (int64_t i = 0; i < padded; i += 32) {
+      for (int64_t t = 0; t < dims_; ++t) {
+        const BF16* from = v + i * v_stride + t * kSide;
+        pack_values(from, v_stride, keys - i, head_dim_ - t * kSide,
+                    values_ + (i / 32 * dims_ + t) * kPairTile);
+      }
+    }
+  }
+
+  void pack_queries(const BF16* const* rows, float sign) {
+    F32 block[kLanes];
+    for (int v = 0; v < 2; ++v) {
+      for (int64_t s = 0; s < depth_; ++s) {
+        for (int i = 0; i < kLanes; ++i) {
+          block[i] = load_pairs(rows[v * kLanes + i] + 32 * s, head_dim_ - 32 * s);
+        }
+        transpose(block);
+        BF16* to = queries_ + (v * depth_ + s) * kPairTile;
+        for (int i = 0; i < kLanes; ++i) {
+          store_pairs(to + i * 32, sign < 0 ? flip_signs(block[i]) : block[i]);
+        }
+      }
+    }
+  }
+
+  int64_t score(int64_t first, int64_t keys, int vectors) {
+    const int64_t padded = (keys + 31) / 32 * 32;
+    const PairMatrix a = {keys_ + first / kSide * depth_ * kPairTile, depth_ * kPairTile,
+                          kPairTile};
+    pair_product(scores_, kScores.vector, a, queries_, depth_ * kPairTile, padded / kSide, vectors,
+                 depth_, false);
+    return padded;
+  }
+
+  float* scores() { return scores_; }
+
+  F32 probabilities(int v, int64_t rows, F32 factor, F32 top) {
+    const float* s = scores_ + v * kScores.vector;
+    BF16* p = pairs(v);
+    const F32 low = zero() - top;
+    F32 sums[4] = {zero(), zero(), zero(), zero()};
+    for (int64_t r = 0; r < rows; r += 4) {
+      F32 y[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        y[k] = exp2_short(fma(load(s + (r + k) * kSide), factor, low));
+        sums[k] = sums[k] + y[k];
+      }
+      store_pairs(p + r * kSide, round_to_pairs(y[0], y[1]));
+      store_pairs(p + (r + 2) * kSide, round_to_pairs(y[2], y[3]));
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  void weigh(int64_t first, int64_t rows, int vectors, bool add) {
+    const PairMatrix a = {values_ + first / 32 * dims_ * kPairTile, kPairTile, dims_ * kPairTile};
+    pair_product(out_, dims_ * kFloatTile, a, pairs(0), pairs(1) - pairs(0), dims_, vectors,
+                 rows / 32, add);
+  }
+
+  float* out() { return out_; }
+  FlashLayout out_layout() const { return {kSide, dims_ * kFloatTile}; }
+
+ private:
+  // The probabilities lie over the scores they were made of, at half the length.
+  BF16* pairs(int v) { return reinterpret_cast<BF16*>(scores_ + v * kScores.vector); }
+
+  static void pack_values(const BF16* from, int64_t stride, int64_t keys, int64_t dims, BF16* to) {
+    F32 block[kLanes];
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const BF16* pair = from + 2 * j * stride;
+      block[j] =
+          2 * j >= keys ? zero() : zip(pair, 2 * j + 1 < keys ? pair + stride : nullptr, dims);
+    }
+    transpose(block);
+    for (int64_t j = 0; j < kLanes; ++j) store_pairs(to + j * 32, block[j]);
+  }
+
+  int64_t head_dim_;
+  int64_t depth_;  // tiles along the head dimension, 32 a tile
+  int64_t dims_;   // and 16 a tile
+  BF16* keys_;
+  BF16* values_;
+  BF16* queries_;
+  float* scores_;
+  float* out_;
+};
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL
+
+#endif
