@@ -92,6 +92,19 @@ void check_like(const char* op, const char* name, const Tensor& tensor, const Te
   }
 }
 
+void check_index(const char* op, const char* name, const Tensor& tensor) {
+  if (!tensor.is_cpu()) refuse(op, name, "is not on the CPU; move it there");
+  if (tensor.scalar_type() != ScalarType::Long) {
+    refuse(op, name,
+           std::string("has dtype ") + torch::headeronly::toString(tensor.scalar_type()) +
+               "; needs Long (int64)");
+  }
+}
+
+Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 void check_shape(const char* op, const char* name, const Tensor& tensor,
                  IntHeaderOnlyArrayRef shape) {
   const IntHeaderOnlyArrayRef sizes = tensor.sizes();

@@ -32,6 +32,12 @@ cpu::DType dtype_of(const char* op, const char* name, const Tensor& tensor);
 // Throws std::invalid_argument unless the tensor is on the CPU in the dtype of `like`.
 void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& like);
 
+// Throws std::invalid_argument unless the tensor is on the CPU and holds int64.
+void check_index(const char* op, const char* name, const Tensor& tensor);
+
+// The tensor itself where it is contiguous, else a copy.
+Tensor packed(const Tensor& tensor);
+
 // Throws std::invalid_argument unless the two shapes are equal.
 void check_shape(const char* op, const char* name, const Tensor& tensor,
                  torch::headeronly::IntHeaderOnlyArrayRef shape);
