@@ -21,7 +21,7 @@ from flashvl_kernels.attention import (
     runs,
     zeros_from,
 )
-from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
 def check(
@@ -90,6 +90,20 @@ def _views(m: Maker) -> Call:
     return call(q, cache, torch.tensor([9, 7]))
 
 
+def _channels_apart(m: Maker) -> Call:
+    cache = m.transposed(2, 2, 8, 16), m.normal(2, 2, 8, 32)[..., ::2]
+    return call(m.normal(2, 4, 32)[..., ::2], cache, torch.tensor([8, 5]))
+
+
+def _not_finite(m: Maker) -> Call:
+    """A NaN query; a NaN and an infinite key, each in the second of two tasks."""
+    made = _call(m, (4, 2, 16), [300, 300, 300, 2])
+    q, (k, v) = made.args[0], made.args[1]
+    q[0, 1, 3], k[1, 0, 280, 5], k[2, 1, 299, 7] = float("nan"), float("nan"), float("inf")
+    v[3, 1, 0, 2], v[3, 1, 1, 4] = float("inf"), float("nan")
+    return made
+
+
 def _tokens_outside(m: Maker) -> Call:
     cache = tuple(m.normal(2, 8, 2, 16).transpose(1, 2) for _ in range(2))
     return call(m.normal(4, 2, 16).transpose(0, 1), cache, torch.tensor([8, 3]))
@@ -113,6 +127,17 @@ SAMPLES = (
     Sample("an empty sequence", lambda m: _call(m, (4, 1, 8), [0, 5], 6), "edge"),
     Sample("head dim 1, own scale", lambda m: _call(m, (5, 1, 1), [13], scale=2.5), "edge"),
     Sample("head dim 7, long", lambda m: _call(m, (6, 2, 7), [517], 600), "edge"),
+    # Past one task of 256 keys, past one block of six heads, and every remainder of both.
+    Sample(
+        "keys and heads in several blocks",
+        lambda m: _call(m, (18, 2, 40), [255, 256, 257, 0, 515], 520),
+        "edge",
+    ),
+    Sample("13 heads on one", lambda m: _call(m, (13, 1, 130), [6]), "edge"),
+    Sample("scale zero", lambda m: _call(m, (4, 2, 16), [9, 3], scale=0.0), "edge"),
+    Sample("scale below zero", lambda m: _call(m, (4, 2, 16), [9, 3], scale=-0.5), "edge"),
+    Sample("NaN and Inf", _not_finite, "edge"),
+    Sample("channels with a gap", _channels_apart, "strided"),
     Sample("views of a longer cache", _views, "strided"),
     Sample("tokens outside heads", _tokens_outside, "strided"),
     Sample(
@@ -201,6 +226,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashvl_kernels import checks
 from flashvl_kernels.norm import apply_norm, check_norm
-from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> None:
@@ -176,6 +176,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks
-from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
 def check(
@@ -263,6 +263,12 @@ def _cache_views(m: Maker) -> Call:
     return _with(made, qkv=m.strided(5, 6 * 16), cache=(k, v))
 
 
+def _channels_apart(m: Maker) -> Call:
+    """Channels of the cache two elements apart, more of them than a vector holds."""
+    made = _cached(m, (2, 2, 44), [0, 8, -1, 9, 15], (2, 8))
+    return _with(made, cache=tuple(m.normal(2, 2, 8, 88)[..., ::2] for _ in range(2)))
+
+
 def _refused(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
     return Sample(name, make, "hostile", error)
 
@@ -368,6 +374,7 @@ SAMPLES_CACHED = (
     Sample("every row skipped", lambda m: _cached(m, (2, 1, 8), [-1, -1]), "edge"),
     Sample("slots in any order", lambda m: _cached(m, (2, 1, 14), [9, 0, 15, 7]), "edge"),
     Sample("views of a cache", _cache_views, "strided"),
+    Sample("channels with a gap", _channels_apart, "strided"),
     Sample("no rows", lambda m: _cached(m, (2, 1, 8), []), "zero"),
     Sample("no capacity", lambda m: _cached(m, (2, 1, 8), [-1, -1], (1, 0)), "zero"),
     _refused(
@@ -441,6 +448,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
     keep=("cos", "sin"),
 )
 
@@ -454,6 +462,7 @@ SPEC_CACHED = OpSpec(
     fake=fake_cached,
     cost=cost_cached,
     samples=SAMPLES_CACHED,
+    kernels={"cpu": SUPPORTS_ALL},
     differentiable=False,
     mutates=True,
     keep=("qkv", "cos", "sin", "k_cache", "v_cache"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvl_kernels import checks
-from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
 FLOPS_PER_OUTPUT = 5  # exp, add, divide, multiply by the gate, multiply by up
 
@@ -93,6 +93,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 
