@@ -3,6 +3,7 @@
 //   over_columns(columns, f)        f(first column, how many) for each vector; `how many` is Whole
 //                                   for a full one, so that only the row's end pays for its mask
 //   load_at(p, n) store_at(p, a, n) of a Whole vector or of n < kLanes columns
+//   fetch(p)                        asks for the cache line of p, which may lie anywhere
 //   keep_first(a, n)                a in the first n < kLanes lanes, zero in the others
 //   sum_columns<Sum>(columns, f)    f(sum, first column, how many) returns the sum with those added
 #pragma once
@@ -33,6 +34,8 @@ template <class T>
 inline void store_at(T* p, F32 a, int64_t n) {
   store_some(p, a, n);
 }
+
+inline void fetch(const void* p) { __builtin_prefetch(p); }
 
 inline F32 keep_first(F32 a, int64_t n) {
   float lanes[kLanes];

@@ -24,6 +24,10 @@ constexpr int kHeads = kLanes == 16 ? 6 : 2;
 constexpr int kKeys = 4;
 constexpr int kStrip = 4;  // vectors of channels summed over the keys at a time
 
+// How far ahead of the arithmetic rows are fetched: without it, too few of the loads in flight are
+// those that miss, and reading waits for computing.
+constexpr int64_t kAhead = 16;
+
 constexpr float kInfinity = __builtin_inff();
 
 inline int64_t rounded(int64_t head_dim) {
@@ -43,7 +47,13 @@ struct Block {
   float* stats;  // largest score, sum of the weights
 };
 
-// scores[h][key] of kCount keys from `key` on.
+// Asks for a row of keys or values.
+template <class T>
+inline void fetch_row(const T* row, int64_t head_dim) {
+  for (int64_t c = 0; c < head_dim; c += 64 / static_cast<int64_t>(sizeof(T))) fetch(row + c);
+}
+
+// scores[h][key] of `count` keys from `key` on.
 template <int heads, int count, class T>
 inline void score_keys(const Block<T>& block, int64_t key, float (*scores)[kDecodeKeys]) {
   const int64_t row = rounded(block.head_dim);
@@ -52,6 +62,7 @@ inline void score_keys(const Block<T>& block, int64_t key, float (*scores)[kDeco
     for (int i = 0; i < count; ++i) sums[h][i] = zero();
   }
   const T* k = block.k + key * block.k_key;
+  for (int i = 0; i < count; ++i) fetch_row(k + (i + kAhead) * block.k_key, block.head_dim);
   over_columns(block.head_dim, [&](int64_t c, auto n) {
     F32 keys[count];
 #pragma GCC unroll 4
@@ -97,6 +108,7 @@ inline void sum_values(const Block<T>& block, int64_t c, Count n,
   }
   const T* v = block.v + c;
   for (int64_t key = 0; key < block.keys; ++key, v += block.v_key) {
+    if (c == 0) fetch_row(v + kAhead * block.v_key, block.head_dim);
     F32 values[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j + 1 < vectors; ++j) values[j] = load(v + j * kLanes);

@@ -52,6 +52,7 @@ void normalise_row(const LayerNormArgs& args, const NormRow<T>& row, T* y) {
   const double rstd = 1.0 / __builtin_sqrt(square - off * off + args.eps);
   const F32 scale = splat(static_cast<float>(rstd)), shift = splat(static_cast<float>(-off * rstd));
   over_columns(args.columns, [&](int64_t c, auto n) {
+    fetch(row.next + c);
     const F32 normal = fma(load_at(row.values + c, n) - mean, scale, shift);
     store_at(y + c, fma(normal, load_at(weight + c, n), load_at(bias + c, n)), n);
   });

@@ -13,14 +13,16 @@ struct NormRow {
   const T* residual;  // null: no residual
   T* total;
   const T* values;  // total, or x without a residual
+  const T* next;    // x of the next row, fetched while this one is written
 };
 
 template <class T, class Args>
 inline NormRow<T> norm_row(const Args& args, int64_t r) {
   const T* x = static_cast<const T*>(args.x) + r * args.x_stride;
-  if (args.residual == nullptr) return {x, nullptr, nullptr, x};
+  if (args.residual == nullptr) return {x, nullptr, nullptr, x, x + args.x_stride};
   T* total = static_cast<T*>(args.total) + r * args.columns;
-  return {x, static_cast<const T*>(args.residual) + r * args.residual_stride, total, total};
+  const T* residual = static_cast<const T*>(args.residual) + r * args.residual_stride;
+  return {x, residual, total, total, x + args.x_stride};
 }
 
 // x + residual rounded to T, which it writes to total; x itself without a residual.

@@ -22,6 +22,7 @@ void normalise_row(const RmsNormArgs& args, const NormRow<T>& row, T* y) {
   const float mean = reduce_add(squares) / static_cast<float>(args.columns);
   const F32 scale = splat(1.0f / __builtin_sqrtf(mean + args.eps));
   over_columns(args.columns, [&](int64_t c, auto n) {
+    fetch(row.next + c);
     store_at(y + c, round_to<T>(load_at(row.values + c, n) * scale) * load_at(weight + c, n), n);
   });
 }
