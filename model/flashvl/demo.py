@@ -134,8 +134,8 @@ def time_backends(
 
 def _note(name: str) -> str:
     """What a row of a backend that lacks some ops is made of."""
-    having = sorted(op for op, spec in REGISTRY.items() if name in spec.kernels)
-    return f"  {name} has a kernel for {', '.join(having)}; torch ran every other op of its row\n"
+    lacking = sorted(op for op, spec in REGISTRY.items() if name not in spec.kernels)
+    return f"  {name} has no kernel for {', '.join(lacking)}: torch ran these\n" if lacking else ""
 
 
 def _timed(model: FlashVL, q: Question) -> Timings:
