@@ -157,6 +157,11 @@ void lanes() {
   float values[kLanes], sum = 0.0f;
   for (int i = 0; i < kLanes; ++i) sum += values[i] = static_cast<float>(i * i - 20);
   expect("reduce_add", reduce_add(load(values)), sum);
+  float sums[5] = {0.0f, 0.0f, 0.0f, 0.0f, 7.0f};
+  const F32 four[4] = {load(values), splat(1.0f), load(values) * splat(2.0f), splat(-3.0f)};
+  reduce_add_each(four, sums);
+  const float wanted[5] = {sum, 1.0f * kLanes, 2.0f * sum, -3.0f * kLanes, 7.0f};
+  for (int i = 0; i < 5; ++i) expect("reduce_add_each", sums[i], wanted[i]);
   for (int i = 0; i < kLanes; ++i) {
     float top[kLanes];
     for (int j = 0; j < kLanes; ++j) top[j] = j == i ? -1.0f : -2.0f - static_cast<float>(j);

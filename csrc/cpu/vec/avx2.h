@@ -54,6 +54,17 @@ inline float reduce_add(F32 a) {
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
+inline void reduce_add_each(const F32 (&a)[4], float* p) {
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a[0].lanes, a[1].lanes),
+                                  _mm256_unpackhi_ps(a[0].lanes, a[1].lanes));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(a[2].lanes, a[3].lanes),
+                                  _mm256_unpackhi_ps(a[2].lanes, a[3].lanes));
+  const __m256d x = _mm256_castps_pd(ab), y = _mm256_castps_pd(cd);
+  const __m256 all = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                                   _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+
 inline float reduce_max(F32 a) {
   __m128 top = _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
   top = _mm_max_ps(top, _mm_movehl_ps(top, top));

@@ -40,6 +40,19 @@ inline F32 select(Mask mask, F32 a, F32 b) {
 }
 
 inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.lanes); }
+// Interleaving halves the vectors three times: 13 instructions where four sums take 32.
+inline void reduce_add_each(const F32 (&a)[4], float* p) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a[0].lanes, a[1].lanes),
+                                  _mm512_unpackhi_ps(a[0].lanes, a[1].lanes));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(a[2].lanes, a[3].lanes),
+                                  _mm512_unpackhi_ps(a[2].lanes, a[3].lanes));
+  const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+  const __m512 all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                                   _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
 inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.lanes); }
 
 inline F32 from_bf16(__m256i bits) {

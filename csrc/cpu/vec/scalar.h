@@ -162,6 +162,10 @@ inline float reduce_add(F32 a) {
   return a.lane[0];
 }
 
+inline void reduce_add_each(const F32 (&a)[4], float* p) {
+  for (int i = 0; i < 4; ++i) p[i] = reduce_add(a[i]);
+}
+
 inline float reduce_max(F32 a) {
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) {
