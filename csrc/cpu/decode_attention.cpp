@@ -75,7 +75,11 @@ inline void score_keys(const Block<T>& block, int64_t key, float (*scores)[kDeco
     }
   });
   for (int h = 0; h < heads; ++h) {
-    for (int i = 0; i < count; ++i) scores[h][key + i] = reduce_add(sums[h][i]);
+    if constexpr (count == 4) {
+      reduce_add_each(sums[h], scores[h] + key);
+    } else {
+      for (int i = 0; i < count; ++i) scores[h][key + i] = reduce_add(sums[h][i]);
+    }
   }
 }
 

@@ -8,8 +8,8 @@
 
 namespace flashvl::cpu {
 
-// Keys of one task. A task leaves (head_dim + 2) floats a query head for its 512 head_dim bytes of
-// bf16 keys and values, about 5 % of them at 6 heads; fewer keys would leave more, and more keys
+// Keys of one task. For the 1024 head_dim bytes of its bf16 keys and values a task leaves head_dim
+// + 2 floats a query head, 2.4 % of them at 6 heads; fewer keys would leave more, and more keys
 // would leave threads idle at the lengths of a chat (2 KV heads, 600 keys: 6 tasks). The size does
 // not depend on the number of threads, and so neither does the result.
 inline constexpr int64_t kDecodeKeys = 256;

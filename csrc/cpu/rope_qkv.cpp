@@ -21,10 +21,14 @@ inline void put(T* out, int64_t c, int64_t step, F32 values, Count n) {
   for (int64_t i = 0; i < count; ++i) out[(c + i) * step] = lanes[i];
 }
 
-// Channel c turns with channel c + half.
+// Channel c turns with channel c + half. The same channels of the next row, `next` elements away,
+// are fetched meanwhile.
 template <class T, class Table>
-void rotate(const T* x, const Table* cos, const Table* sin, int64_t half, T* out, int64_t step) {
+void rotate(const T* x, int64_t next, const Table* cos, const Table* sin, int64_t half, T* out,
+            int64_t step) {
   over_columns(half, [&](int64_t c, auto n) {
+    fetch(x + next + c);
+    fetch(x + next + half + c);
     const F32 left = load_at(x + c, n), right = load_at(x + half + c, n);
     const F32 cosine = load_at(cos + c, n), sine = load_at(sin + c, n);
     put(out, c, step, fma(left, cosine, zero() - right * sine), n);
@@ -58,11 +62,12 @@ void rope_rows(const RopeQkvArgs& args, int64_t begin, int64_t end) {
     const Table* sin = static_cast<const Table*>(args.sin) + position * args.sin_stride;
     T* q = static_cast<T*>(args.q) + n * args.heads * head_dim;
     for (int64_t h = 0; h < args.heads; ++h, x += head_dim, q += head_dim) {
-      rotate(x, cos, sin, args.half, q, 1);
+      rotate(x, args.qkv_stride, cos, sin, args.half, q, 1);
     }
     if (slot < 0) continue;
     for (int64_t h = 0; h < args.kv_heads; ++h, x += head_dim) {
-      rotate(x, cos, sin, args.half, place<T>(args.k, slot, args.capacity, h), args.k.channel);
+      rotate(x, args.qkv_stride, cos, sin, args.half, place<T>(args.k, slot, args.capacity, h),
+             args.k.channel);
     }
     for (int64_t h = 0; h < args.kv_heads; ++h, x += head_dim) {
       copy(x, head_dim, place<T>(args.v, slot, args.capacity, h), args.v.channel);

@@ -11,6 +11,10 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
+// Elements ahead of the arithmetic that are fetched: the exponentials leave too few loads in
+// flight.
+constexpr int64_t kAhead = 512;
+
 template <class T>
 void swiglu_rows(const SwigluArgs& args, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
@@ -18,6 +22,8 @@ void swiglu_rows(const SwigluArgs& args, int64_t begin, int64_t end) {
     const T* up = gate + args.columns;
     T* out = static_cast<T*>(args.out) + r * args.columns;
     over_columns(args.columns, [&](int64_t c, auto n) {
+      fetch(gate + c + kAhead);
+      fetch(up + c + kAhead);
       store_at(out + c, silu(load_at(gate + c, n)) * load_at(up + c, n), n);
     });
   }
