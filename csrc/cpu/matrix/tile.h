@@ -1,6 +1,7 @@
 // The AMX tile registers: eight of 16 rows by 64 bytes, named 0 to 7 by template argument.
 //
 //   Tiles scope;                      configures them for this thread; releases them at the end
+//   Tiles scope(rows);                the same with fewer rows in tiles 0 to 5; 6 and 7 keep 16
 //   tile_zero<t>()                    all zero
 //   tile_load<t>(p, stride)           16 rows of 64 bytes, `stride` bytes apart
 //   tile_store<t>(p, stride)
@@ -29,13 +30,14 @@ constexpr int kTileDepth = 32;  // bf16 products summed by one instruction
 // Between the two no other code may use the tiles of this thread.
 class Tiles {
  public:
-  Tiles() {
+  explicit Tiles(int rows = kTileRows) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
-    for (int t = 0; t < 8; ++t) config.row_bytes[t] = kTileBytes, config.rows[t] = kTileRows;
+    for (int t = 0; t < 8; ++t) config.row_bytes[t] = kTileBytes;
+    for (int t = 0; t < 8; ++t) config.rows[t] = static_cast<uint8_t>(t < 6 ? rows : kTileRows);
     // GCC's intrinsic names the first 8 bytes of the configuration as its input; the stores to
     // the other 56 would be dead, and might be left out.
     asm volatile("ldtilecfg %0" : : "m"(config));
