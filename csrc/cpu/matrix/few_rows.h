@@ -1,0 +1,88 @@
+// Products of 1 to 8 rows of activations with a weight matrix, 16 outputs at a time: what decoding
+// does. Bound by the bytes of the weights: each is read once, in order, and used for all rows.
+//
+//   few_rows_bytes(w)                     of one prepared row
+//   prepare_row(w, dtype, x, prepared)    x: w.columns fp32 values, already rounded to dtype
+//   panel_dot(w, dtype, panel, prepared, rows, out, workspace)
+//                                         out[r * 16 + c] = row r times row 16 panel + c of w, in
+//                                         fp32 with the scales applied; zero beyond w.rows
+//
+// Prepared rows lie few_rows_bytes(w) apart, aligned to 64. At level amx panel_dot uses the tile
+// registers: call it outside of any scope of Tiles. docs/ladders/few_rows.md has the
+// versions tried and their figures.
+#pragma once
+
+#include "few_rows_floats.h"
+#include "few_rows_integers.h"
+#include "few_rows_prepare.h"
+#include "few_rows_size.h"
+#include "few_rows_tiles.h"
+#include "few_rows_widened.h"
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+inline void prepare_row(const Weights& w, DType dtype, const float* x, void* prepared) {
+  if (w.format != WeightFormat::floats) {
+    char* row = static_cast<char*>(prepared);
+    const bool quantised = dtype != DType::f32 && quantise_row(w, x, row);
+    if (!quantised) widen_row(w, x, row);
+    *static_cast<int32_t*>(prepared) = quantised ? 1 : 0;
+    return;
+  }
+  const int64_t padded = (w.columns + kDepth - 1) / kDepth * kDepth;
+  if (dtype == DType::bf16) {
+    using X = RowStep<BF16>::X;
+    return copy_padded(x, w.columns, padded, static_cast<X*>(prepared));
+  }
+  copy_padded(x, w.columns, padded, static_cast<float*>(prepared));
+}
+
+inline bool is_quantised(const Weights& w, const void* prepared, int row) {
+  const char* at = static_cast<const char*>(prepared) + row * few_rows_bytes(w);
+  return *reinterpret_cast<const int32_t*>(at) != 0;
+}
+
+inline void integers_panel_dot(const Weights& w, int64_t panel, const void* prepared, int rows,
+                               float* out) {
+  const char* row = static_cast<const char*>(prepared);
+  int first = 0;
+  while (first < rows) {
+    int end = first;
+    while (end < rows && is_quantised(w, prepared, end)) ++end;
+    if (end == first) {
+      widened_dot(w, panel, row + first * few_rows_bytes(w), out + first * kPanel);
+      ++first;
+      continue;
+    }
+    const void* run = row + first * few_rows_bytes(w);
+    if (w.format == WeightFormat::int8) {
+      integer_dot<WeightFormat::int8>(w, panel, run, end - first, out + first * kPanel);
+    } else {
+      integer_dot<WeightFormat::int4>(w, panel, run, end - first, out + first * kPanel);
+    }
+    first = end;
+  }
+}
+
+inline void panel_dot(const Weights& w, DType dtype, int64_t panel, const void* prepared, int rows,
+                      float* out, void* workspace) {
+  if (rows_of(w, panel) < kPanel) {
+    for (int64_t i = 0; i < rows * kPanel; ++i) out[i] = 0.0f;
+  }
+  if (w.format != WeightFormat::floats) return integers_panel_dot(w, panel, prepared, rows, out);
+  switch (dtype) {
+    case DType::f32:
+      return float_dot<float>(w, panel, prepared, rows, out);
+    case DType::bf16:
+#if defined(FLASHVL_LEVEL_amx)
+      if (w.panels && rows >= kFewestTileRows) return tiles_dot(w, panel, prepared, rows, out);
+#endif
+      return float_dot<BF16>(w, panel, prepared, rows, out);
+    case DType::f16:
+      return float_dot<F16>(w, panel, prepared, rows, out);
+  }
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL

@@ -1,0 +1,77 @@
+// Rows of activations, some at a time: what the kernels of few_rows.h have in common.
+#pragma once
+
+#include "dot.h"
+#include "few_rows_size.h"
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+// Bytes that weights are asked for ahead of their use: 2 KiB are 2 % of a panel of 1536 columns,
+// and take a core 150 ns or more to read, the latency of memory.
+constexpr int64_t kAhead = 2048;
+
+// Into the second-level cache, from where the processor itself fetches on; 2 to 6 % faster than
+// into the first. Never faults, so it may reach past the end of the weights.
+template <int64_t bytes>
+inline void prefetch(const void* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + bytes), 0, 2);
+}
+
+template <int count>
+inline void clear(F32 (&sums)[count]) {
+  for (F32& sum : sums) sum = zero();
+}
+
+// Up to kRowsAtOnce prepared rows, and their 16 results each. Pointers from `rows` on repeat the
+// last row, so that kernels exist for 1, 2, 4 and 8 rows only.
+struct RowBlock {
+  const void* x[kFewRows];
+  int rows;
+  float* out;
+
+  void put(int r, const F32 (&sums)[kParts]) const {
+    if (r >= rows) return;
+    for (int p = 0; p < kParts; ++p) store(out + r * kPanel + p * kLanes, sums[p]);
+  }
+  void put(int r, int64_t column, float value) const {
+    if (r < rows) out[r * kPanel + column] = value;
+  }
+};
+
+template <int n>
+struct Size {
+  static constexpr int value = n;
+};
+
+template <class Kernel>
+inline void in_blocks(const Weights& w, const void* prepared, int rows, float* out, Kernel kernel) {
+  const int64_t stride = few_rows_bytes(w);
+  for (int first = 0; first < rows; first += kRowsAtOnce) {
+    RowBlock block;
+    block.rows = rows - first < kRowsAtOnce ? rows - first : kRowsAtOnce;
+    block.out = out + first * kPanel;
+    for (int r = 0; r < kFewRows; ++r) {
+      const int row = first + (r < block.rows ? r : block.rows - 1);
+      block.x[r] = static_cast<const char*>(prepared) + row * stride;
+    }
+    if (block.rows == 1) {
+      kernel(Size<1>{}, block);
+    } else if (block.rows == 2) {
+      kernel(Size<2>{}, block);
+    } else if (block.rows <= 4) {
+      kernel(Size<4>{}, block);
+    } else {
+      kernel(Size<kRowsAtOnce>{}, block);
+    }
+  }
+}
+
+// Rows of the matrix in a panel: 16 but at the end of a row layout.
+inline int64_t rows_of(const Weights& w, int64_t panel) {
+  const int64_t left = w.rows - panel * kPanel;
+  return left < kPanel ? left : kPanel;
+}
+
+}  // namespace
+}  // namespace flashvl::cpu::FLASHVL_LEVEL
