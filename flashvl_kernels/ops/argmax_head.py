@@ -16,7 +16,7 @@ from torch import Tensor
 from flashvl_kernels import checks
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
-from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 INDEX_BYTES = 8
 
@@ -111,9 +111,17 @@ def _apart(m: Maker, rows: int, channels: int, words: int, k: int = 1) -> tuple[
     return x, w
 
 
-def _head(m: Maker, rows: int, channels: int, words: int, k: int = 1, format: str = "bf16") -> Call:
+def _head(
+    m: Maker,
+    rows: int,
+    channels: int,
+    words: int,
+    k: int = 1,
+    format: str = "bf16",
+    layout: str = "rows",
+) -> Call:
     x, w = _apart(m, rows, channels, words, k)
-    return call(x, m.normal(channels, scale=0.05, mean=1.0), pack(w, format), k=k)
+    return call(x, m.normal(channels, scale=0.05, mean=1.0), pack(w, format, layout=layout), k=k)
 
 
 def _ties(m: Maker, k: int, format: str = "bf16") -> Call:
@@ -130,6 +138,13 @@ def _not_finite(m: Maker) -> Call:
     x[0, 3], x[1, 5] = float("nan"), float("inf")
     w[7] = float("nan")
     return call(x, m.normal(64, scale=0.05, mean=1.0), w)
+
+
+def _not_finite_x(m: Maker, format: str, layout: str) -> Call:
+    """Rows that cannot be quantised between rows that can."""
+    x, w = _apart(m, 5, 140, 48)
+    x[1, 5], x[3, 130] = float("nan"), float("inf")
+    return call(x, m.normal(140, scale=0.05, mean=1.0), pack(w, format, layout=layout))
 
 
 def _vocabulary(m: Maker, rows: int, format: str = "bf16") -> Call:
@@ -152,6 +167,13 @@ SAMPLES = (
     Sample("ties, the best 20", lambda m: _ties(m, 20), "edge"),
     Sample("ties, int8, every word", lambda m: _ties(m, 80, "int8"), "edge"),
     Sample("odd sizes, int4", lambda m: _head(m, 3, 77, 101, 3, "int4"), "edge"),
+    Sample("11 rows, panels", lambda m: _head(m, 11, 300, 64, 2, "bf16", "panels"), "edge"),
+    Sample("7 rows, int8 panels", lambda m: _head(m, 7, 300, 80, 2, "int8", "panels"), "edge"),
+    Sample("2 rows, int4 panels", lambda m: _head(m, 2, 300, 80, 2, "int4", "panels"), "edge"),
+    Sample("NaN and Inf, int8", lambda m: _not_finite_x(m, "int8", "rows"), "edge"),
+    Sample("NaN and Inf, int4", lambda m: _not_finite_x(m, "int4", "rows"), "edge"),
+    Sample("NaN and Inf, int8 panels", lambda m: _not_finite_x(m, "int8", "panels"), "edge"),
+    Sample("NaN and Inf, int4 panels", lambda m: _not_finite_x(m, "int4", "panels"), "edge"),
     Sample("one word", lambda m: call(m.normal(2, 9), m.normal(9), m.normal(1, 9)), "edge"),
     Sample("NaN and Inf", _not_finite, "edge"),
     Sample(
@@ -239,6 +261,7 @@ SPEC = OpSpec(
     cost=cost,
     samples=SAMPLES,
     keep=("w_scale",),
+    kernels={"cpu": SUPPORTS_ALL},
 )
 
 
