@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from flashvl_kernels import checks
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
-from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
 def check(
@@ -257,6 +257,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
     keep=("w1_scale", "w2_scale"),
 )
 

@@ -19,7 +19,7 @@ from flashvl_kernels import checks
 from flashvl_kernels import norm as norms
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
-from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
+from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -305,6 +305,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": SUPPORTS_ALL},
     keep=("w_scale",),
 )
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from flashvl_kernels import checks
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
+from flashvl_kernels.panels import PANEL
 from flashvl_kernels.spec import Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
@@ -91,6 +92,25 @@ def cost(
     read = nbytes(x, norm_weight, gate_up_data, gate_up_scale, down_data, down_scale)
     products = gate_up_data.shape[0] * gate_up_columns + down_data.shape[0] * down_columns
     return Cost(read, nbytes(x), 2 * x.shape[:-1].numel() * products)
+
+
+def no_cpu_kernel(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    gate_up_data: Tensor,
+    gate_up_scale: Tensor | None,
+    gate_up_format: str,
+    *_: object,
+) -> str | None:
+    """The reason the CPU kernel cannot run a call; None when it can."""
+    width = gate_up_data.shape[0] // 2
+    if gate_up_format.endswith("_panels") and width % PANEL:
+        return (
+            f"w_gate_up is in panels of {PANEL} rows and its gate of {width} ends inside one; "
+            f"pack it in the layout 'rows'"
+        )
+    return None
 
 
 def _weight(m: Maker, rows: int, columns: int, format: str = "bf16") -> Tensor | PackedWeight:
@@ -216,6 +236,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    kernels={"cpu": no_cpu_kernel},
     keep=("gate_up_scale", "down_scale"),
 )
 
