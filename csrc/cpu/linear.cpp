@@ -107,8 +107,8 @@ ProductPlan plan_many(const ProductArgs& args) {
   return plan;
 }
 
-template <class T, class Element>
-void pack_row(const PackArgs& args, const T* x, int64_t row, const RowLayout& layout) {
+template <class T, class Element, class Layout>
+void pack_row(const PackArgs& args, const T* x, int64_t row, const Layout& layout) {
   const T* weight = static_cast<const T*>(args.norm_weight);
   const T* bias = static_cast<const T*>(args.norm_bias);
   Element* out = static_cast<Element*>(args.packed);
@@ -124,7 +124,7 @@ template <class T>
 void pack_many(const PackArgs& args, int64_t begin, int64_t end) {
   using Block = typename BlockFor<T>::type;
   using Element = typename Block::Element;
-  const RowLayout layout = Block::layout(args.w.columns);
+  const auto layout = Block::layout(args.w.columns);
   for (int64_t row = begin; row < end; ++row) {
     if (row < args.rows) {
       pack_row<T, Element>(args, static_cast<const T*>(args.x) + row * args.x_stride, row, layout);
@@ -165,9 +165,10 @@ void product_few(const ProductArgs& args, int64_t begin, int64_t end, void* work
     if (is_pair(args)) {
       panel_dot(args.up, args.dtype, panel, args.packed, rows, up, workspace);
     }
-    for (int r = 0; r < rows; ++r) {
-      finish<T, float>(args, {}, sums + r * kPanel, up + r * kPanel, r, panel * kPanel);
-    }
+    const auto sums_of = [&](int64_t r, int up_panel) {
+      return (up_panel == 0 ? sums : up) + r * kPanel;
+    };
+    finish<T, float>(args, RowLayout<1>{}, panel * kPanel, 0, rows, sums_of);
   }
 }
 
@@ -234,22 +235,31 @@ class Many {
     const Element* a = static_cast<const Element*>(args_.packed) + step * layout_.step_stride;
     for (int64_t row = first_row_; row < last_row_; row += Block::kRows, sums += Block::kSums) {
       const Element* block = a + row / Block::kRows * layout_.block_stride;
-      Block::multiply(block, layout_, l, r, steps, step == 0, sums, sums + Block::kSums);
-      if (last) finish_block(row, unit, sums);
+      const bool finish_before = last && row > first_row_;
+      const auto between = [&](int64_t s) {
+        if (!finish_before) return;
+        finish_rows(row - Block::kRows, unit, sums - Block::kSums, s * Block::kRows / steps,
+                    (s + 1) * Block::kRows / steps);
+      };
+      Block::multiply(block, layout_, l, r, steps, step == 0, sums, sums + Block::kSums, between);
+    }
+    if (last) {
+      finish_rows(last_row_ - Block::kRows, unit, sums - Block::kSums, 0, Block::kRows);
     }
   }
 
-  void finish_block(int64_t first, int64_t unit, float* sums) {
-    const int64_t rest = args_.rows - first, rows = rest < Block::kRows ? rest : Block::kRows;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* left = Block::row_sums(sums, r, 0);
-      const float* right = Block::row_sums(sums, r, 1);
-      if (pair_) {
-        finish<T, Element>(args_, next_, left, right, first + r, unit * kPanel);
-      } else {
-        finish<T, Element>(args_, next_, left, left, first + r, 2 * unit * kPanel);
-        finish<T, Element>(args_, next_, right, right, first + r, (2 * unit + 1) * kPanel);
-      }
+  // Rows [begin, end) of the block that starts at row `first`.
+  void finish_rows(int64_t first, int64_t unit, float* sums, int64_t begin, int64_t end) {
+    const int64_t there = args_.rows - first, rows = (end < there ? end : there) - begin;
+    if (rows <= 0) return;
+    const auto at = [&](int64_t r, int panel) { return Block::sums_at(sums, begin + r, panel); };
+    Block::add_pairs(sums, begin, rows);
+    if (pair_) {
+      return finish<T, Element>(args_, next_, unit * kPanel, first + begin, rows, at);
+    }
+    for (int panel = 0; panel < 2; ++panel) {
+      finish<T, Element>(args_, next_, (2 * unit + panel) * kPanel, first + begin, rows,
+                         [&](int64_t r, int) { return at(r, panel); });
     }
   }
 
@@ -266,7 +276,7 @@ class Many {
   const ProductArgs& args_;
   const ProductPlan& plan_;
   const int64_t steps_;
-  const RowLayout layout_, next_;
+  const RowLayout<Block::kRows> layout_, next_;
   const bool pair_;
   const int64_t unit_sums_;
   Element* const scratch_;

@@ -179,6 +179,12 @@ SAMPLES = (
     ),
     Sample("odd sizes", lambda m: _mlp(m, m.normal(5, 33), 77), "edge"),
     Sample("odd sizes, int4", lambda m: _mlp(m, m.normal(3, 33), 77, "tanh", "int4"), "edge"),
+    Sample("37 rows, odd sizes", lambda m: _mlp(m, m.normal(37, 33), 77), "edge"),
+    Sample(
+        "37 rows, panels",
+        lambda m: _mlp(m, m.normal(37, 304), 80, "none", layout="panels"),
+        "edge",
+    ),
     Sample("width 1", lambda m: _mlp(m, m.normal(3, 1), 1, "none"), "edge"),
     Sample("one axis", lambda m: _mlp(m, m.normal(40), 24), "edge"),
     Sample("large values", lambda m: _mlp(m, m.normal(3, 64, scale=1e3), 48), "edge"),

@@ -104,15 +104,19 @@ def cost(
     return Cost(read, outputs * x.element_size(), 2 * outputs * w_columns)
 
 
-def _weight(m: Maker, rows: int, columns: int, format: str = "bf16") -> Tensor | PackedWeight:
+def _weight(
+    m: Maker, rows: int, columns: int, format: str = "bf16", layout: str = "rows"
+) -> Tensor | PackedWeight:
     w = m.normal(rows, columns, scale=columns**-0.5)
-    return w if format == "bf16" else pack(w, format)
+    return w if (format, layout) == ("bf16", "rows") else pack(w, format, layout)
 
 
-def _everything(m: Maker, rows: int, k: int, n: int, activation: str, format: str) -> Call:
+def _everything(
+    m: Maker, rows: int, k: int, n: int, activation: str, format: str, layout: str = "rows"
+) -> Call:
     return call(
         m.normal(rows, k),
-        _weight(m, n, k, format),
+        _weight(m, n, k, format, layout),
         m.normal(n),
         activation=activation,
         residual=m.normal(rows, n),
@@ -173,6 +177,28 @@ SAMPLES = (
     Sample(
         "int4, a row of zeros and an outlier",
         lambda m: call(m.normal(3, 160), pack(_uneven(m, 6, 160), "int4")),
+        "edge",
+    ),
+    Sample(
+        "panels, few rows",
+        lambda m: _everything(m, 3, 150, 48, "gelu_tanh", "bf16", "panels"),
+        "edge",
+    ),
+    *(
+        # 37 rows are a block of AMX tiles and a rest; 300 columns a step of the first-level cache,
+        # another, and a rest; 48 outputs one and a half pairs of panels.
+        Sample(
+            f"37 rows, {format}, {layout}",
+            lambda m, f=format, at=layout: _everything(m, 37, 300, 48, "gelu", f, at),
+            "edge",
+        )
+        for format in ("bf16", "int8", "int4")
+        for layout in ("rows", "panels")
+    ),
+    Sample(
+        # Two blocks of rows, chunks of columns, and more outputs than a group of sums holds.
+        "many rows, columns and outputs",
+        lambda m: call(m.normal(530, 1300), _weight(m, 603, 1300), m.normal(603)),
         "edge",
     ),
     Sample(

@@ -113,20 +113,27 @@ def no_cpu_kernel(
     return None
 
 
-def _weight(m: Maker, rows: int, columns: int, format: str = "bf16") -> Tensor | PackedWeight:
+def _weight(
+    m: Maker, rows: int, columns: int, format: str = "bf16", layout: str = "rows"
+) -> Tensor | PackedWeight:
     w = m.normal(rows, columns, scale=max(columns, 1) ** -0.5)
-    return w if format == "bf16" else pack(w, format)
+    return w if (format, layout) == ("bf16", "rows") else pack(w, format, layout)
 
 
 def _mlp(
-    m: Maker, x: Tensor, width: int, gate_up_format: str = "bf16", down_format: str = "bf16"
+    m: Maker,
+    x: Tensor,
+    width: int,
+    gate_up_format: str = "bf16",
+    down_format: str = "bf16",
+    layout: str = "rows",
 ) -> Call:
     channels = x.shape[-1]
     return call(
         x,
         m.normal(channels),
-        _weight(m, 2 * width, channels, gate_up_format),
-        _weight(m, channels, width, down_format),
+        _weight(m, 2 * width, channels, gate_up_format, layout),
+        _weight(m, channels, width, down_format, layout),
     )
 
 
@@ -148,6 +155,22 @@ SAMPLES = (
     Sample("int4 and int8 mixed", lambda m: _mlp(m, m.normal(2, 128), 96, "int4", "int8")),
     Sample("odd sizes", lambda m: _mlp(m, m.normal(5, 33), 77), "edge"),
     Sample("odd sizes, int4", lambda m: _mlp(m, m.normal(3, 33), 77, "int4", "int4"), "edge"),
+    Sample("37 rows, odd sizes", lambda m: _mlp(m, m.normal(37, 33), 77, "int8"), "edge"),
+    *(
+        # 304 channels and a width of 112: odd numbers of panels, and more than one step.
+        Sample(
+            f"{rows} rows, panels, {format}",
+            lambda m, n=rows, f=format: _mlp(m, m.normal(n, 304), 112, f, f, "panels"),
+            "edge",
+        )
+        for rows in (3, 37)
+        for format in ("bf16", "int8", "int4")
+    ),
+    Sample(
+        "a gate that ends inside a panel",
+        lambda m: _mlp(m, m.normal(3, 48), 40, layout="panels"),
+        "edge",
+    ),
     Sample("width 1", lambda m: _mlp(m, m.normal(3, 1), 1), "edge"),
     Sample("one axis", lambda m: _mlp(m, m.normal(40), 24), "edge"),
     Sample("large values", lambda m: _mlp(m, m.normal(3, 64, scale=1e3), 48), "edge"),

@@ -67,24 +67,24 @@ inline F32 load_high_nibbles(const uint8_t* p) {
   return out;
 }
 #elif defined(FLASHVL_LEVEL_avx2)
-inline __m256i load_bytes(const uint8_t* p) {
+inline __m256i widened_bytes_of(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 inline F32 load_low_nibbles(const uint8_t* p) {
-  return {_mm256_cvtepi32_ps(_mm256_and_si256(load_bytes(p), _mm256_set1_epi32(15)))};
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(widened_bytes_of(p), _mm256_set1_epi32(15)))};
 }
 inline F32 load_high_nibbles(const uint8_t* p) {
-  return {_mm256_cvtepi32_ps(_mm256_srli_epi32(load_bytes(p), 4))};
+  return {_mm256_cvtepi32_ps(_mm256_srli_epi32(widened_bytes_of(p), 4))};
 }
 #else
-inline __m512i load_bytes(const uint8_t* p) {
+inline __m512i widened_bytes_of(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline F32 load_low_nibbles(const uint8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_and_si512(load_bytes(p), _mm512_set1_epi32(15)))};
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(widened_bytes_of(p), _mm512_set1_epi32(15)))};
 }
 inline F32 load_high_nibbles(const uint8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_srli_epi32(load_bytes(p), 4))};
+  return {_mm512_cvtepi32_ps(_mm512_srli_epi32(widened_bytes_of(p), 4))};
 }
 #endif
 

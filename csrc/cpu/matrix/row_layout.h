@@ -11,16 +11,16 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// Strides count elements.
+// Blocks of kRows rows; strides count elements.
+template <int64_t kRows>
 struct RowLayout {
-  int64_t block_rows;
   int64_t block_stride;
   int64_t row_stride;
   int64_t step_stride;
 
   int64_t at(int64_t row, int64_t column) const {
-    return row / block_rows * block_stride + row % block_rows * row_stride +
-           column / kDepth * step_stride + column % kDepth;
+    return row / kRows * block_stride + row % kRows * row_stride + column / kDepth * step_stride +
+           column % kDepth;
   }
 };
 

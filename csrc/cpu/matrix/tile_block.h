@@ -21,15 +21,18 @@ struct TileBlock {
   static constexpr int64_t kTileSums = kTileRows * kPanel;  // fp32 sums of one
   static constexpr int64_t kSums = 4 * kTileSums;
 
-  static RowLayout layout(int64_t columns) {
-    return {kRows, depth_steps(columns) * 2 * kTile, kDepth, 2 * kTile};
+  static RowLayout<kRows> layout(int64_t columns) {
+    return {depth_steps(columns) * 2 * kTile, kDepth, 2 * kTile};
   }
 
   // sums += a times two panels over `steps` steps, or = where `fresh`. next_sums are those that a
   // following call will add to: fetched meanwhile, because 64 lines from the second-level cache
-  // would otherwise be waited for (72 instead of 64 % of the peak).
-  static void multiply(const BF16* a, const RowLayout&, const BF16* left, const BF16* right,
-                       int64_t steps, bool fresh, float* sums, const float* next_sums) {
+  // would otherwise be waited for. between(s) runs after step s is started: vector instructions in
+  // it cost nothing, since the tiles are busy for 64 cycles a step.
+  template <class Between>
+  static void multiply(const BF16* a, const RowLayout<kRows>&, const BF16* left, const BF16* right,
+                       int64_t steps, bool fresh, float* sums, const float* next_sums,
+                       Between between) {
     if (fresh) {
       tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     } else {
@@ -52,6 +55,7 @@ struct TileBlock {
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) __builtin_prefetch(next_sums + (8 * s + i) * 16, 1);
       }
+      between(s);
     }
     tile_store<0>(sums, kTileBytes);
     tile_store<1>(sums + kTileSums, kTileBytes);
@@ -59,8 +63,11 @@ struct TileBlock {
     tile_store<3>(sums + 3 * kTileSums, kTileBytes);
   }
 
+  // Sums are whole as they are.
+  static void add_pairs(float*, int64_t, int64_t) {}
+
   // The 16 sums of a row with one of the two panels.
-  static const float* row_sums(float* sums, int64_t row, int panel) {
+  static const float* sums_at(const float* sums, int64_t row, int panel) {
     return sums + (row / kTileRows * 2 + panel) * kTileSums + row % kTileRows * kPanel;
   }
 };
