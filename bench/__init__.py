@@ -4,10 +4,13 @@ Each time stands beside the ceiling of the machine, and beside what one would us
 measured in the same process. Installed as `flashvl_bench`; the command is `flashvl-bench`.
 
     timing.py    interleaved, cold-cache measurement on a clock that tests can replace
-    ceilings.py  what this machine can do at most: streaming read, copy, GEMM
+    ceilings.py  what this machine can do at most: streaming read, copy, multiply-adds
     machine.py   facts of the machine that go into each result file
     cases.py     the op cases, which backend runs them, and whether the result is right
     ops.py       `flashvl-bench ops`; test_ops.py: the same cases in pytest-benchmark
-    model.py     `flashvl-bench model`; peer.py: transformers on our weights; loading.py: memory
+    model.py     `flashvl-bench model`; parts.py: what it times; work.py: bytes and FLOPs of that;
+                 rows.py: its rows; memory.py, loading.py: peak memory at work and while loading
+    peer.py      transformers on our weights; remote.py, peers/: OpenVINO and llama.cpp in
+                 environments of their own
     report.py    text tables; schema.py: the result files, versioned and validated
 """

@@ -39,27 +39,37 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="one sample an op, 0.2 s a contender: a first look"
     )
     _threads(ops)
-    model = commands.add_parser("model", help="vision, prefill, decode beside transformers eager")
+    model = commands.add_parser("model", help="the model beside its peers")
     model.add_argument(
         "--config",
         default="static_2b",
         choices=("static_2b", "dynamic_2b", "dynamic_iss_2b", "tiny"),
     )
     model.add_argument(
-        "--weights", default="bf16", choices=("bf16",), help="bf16: plain rows, in --dtype"
+        "--weights",
+        type=_words,
+        default=(),
+        help="bf16 (kept in --dtype), int8, int4, by commas (default: all)",
+    )
+    model.add_argument("--backend", default="auto", help="our backend (default: auto)")
+    model.add_argument(
+        "--peers",
+        type=_words,
+        default=None,
+        help="transformers, torch.compile, openvino, llama.cpp, by commas (default: all)",
     )
     model.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
     model.add_argument("--prompt", type=int, default=300, help="tokens of the prompt")
     model.add_argument("--tokens", type=int, default=16, help="decode steps in each repeat")
-    model.add_argument("--repeats", type=int, default=3, help="timed calls of each side")
+    model.add_argument("--repeats", type=int, default=5, help="timed calls of each side")
     model.add_argument(
         "--only",
         type=_words,
         default=(),
-        help="parts, by commas: vision, prefill, decode, load (default: all)",
+        help="vision, prefill, ttft, decode, decode8, memory, load, by commas (default: all)",
     )
     model.add_argument(
-        "--layers", type=int, help="cut encoder and decoder to this depth, on both sides"
+        "--layers", type=int, help="cut encoder and decoder to this depth, on all sides"
     )
     _threads(model)
     return parser
@@ -101,12 +111,19 @@ def _ops(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from flashvl_bench import model
+    from flashvl_kernels import backends
+    from flashvl_kernels.packing import FORMATS
 
     _one_of(parser, "only", options.only, model.PARTS)
+    _one_of(parser, "weights", options.weights, FORMATS)
+    _one_of(parser, "backend", (options.backend,), ("auto", *backends.NAMES))
+    _one_of(parser, "peers", options.peers or (), model.PEERS)
     settings = model.Settings(
         config=options.config,
-        weights=options.weights,
+        weights=options.weights or FORMATS,
         dtype=options.dtype,
+        backend=options.backend,
+        peers=model.PEERS if options.peers is None else options.peers,
         prompt=options.prompt,
         tokens=options.tokens,
         repeats=options.repeats,

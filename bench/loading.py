@@ -11,17 +11,16 @@ rise of its peak resident memory over the bytes of the weights is the figure.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flashvl import FlashVL, FlashVLConfig
 from flashvl_bench.ceilings import DTYPES
+from flashvl_bench.memory import resident
 
 BAR = 1.15  # peak over the bytes of the weights
 PAGE = 4096
@@ -99,7 +98,7 @@ def _load(folder: str, dtype: str, weights: str) -> dict[str, Any]:
     import torch
 
     torch.ones(256, 256).sum()  # the thread pool and its stacks are no part of loading
-    baseline = _peak_bytes()
+    baseline = resident("VmHWM")
     model = FlashVL.from_pretrained(folder, dtype=DTYPES[dtype], weights=weights)
     held = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -109,15 +108,8 @@ def _load(folder: str, dtype: str, weights: str) -> dict[str, Any]:
     return {
         "weight_bytes": sum(held.values()),
         "baseline_bytes": baseline,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": resident("VmHWM"),
     }
-
-
-def _peak_bytes() -> int:
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError("/proc/self/status has no VmHWM; peak memory is measured on Linux only")
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ one layer's weights at a time, as the oracle that both sides are judged by.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from flashvl import FlashVL
 from flashvl.checkpoint import released
+from flashvl_bench.remote import RemoteError
+from flashvl_bench.timing import Contender
+from flashvl_kernels.backends import backend
 
 try:
     import transformers
@@ -92,6 +96,55 @@ def decoder_peer(model: FlashVL) -> nn.Module:
     views = _views(model, "llm.")
     views.setdefault("lm_head.weight", views["model.embed_tokens.weight"])
     return _built(transformers.Qwen2ForCausalLM, config, views)
+
+
+def compiled(name: str, run: Callable[[], Any]) -> Contender | RemoteError:
+    """`run` under torch.compile with freezing, called twice; the error where that fails."""
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    quick = torch.compile(run)
+    try:
+        quick()
+        quick()
+    except Exception as error:  # a compiler may raise anything; the row says what
+        return RemoteError(f"{type(error).__name__}: {str(error).splitlines()[0]:.200}")
+    finally:
+        inductor.freezing = False
+    return Contender(name, quick)
+
+
+def pipeline(model: FlashVL) -> Callable[..., Tensor]:
+    """transformers from a uint8 image of one tile and text ids to the last logits.
+
+    The image is normalised by two PyTorch expressions: transformers' image processors, which
+    resize as well, take longer. The adapter is the plain expression on our weights. exact: in
+    float64.
+    """
+    encoder, language = vision_peer(model), decoder_peer(model)
+    policy = model.config.image
+    grid = policy.grid(1, 1)
+    how = policy.compression_for(grid)
+    shape = {"grid": grid} if policy.stitch else {"size": policy.units(grid)}
+    mean, std = (torch.tensor(v)[:, None, None] for v in (policy.mean, policy.std))
+
+    def run(image: Tensor, text: Tensor, exact: bool = False) -> Tensor:
+        pixels = image.permute(2, 0, 1).to(torch.float64 if exact else torch.float32)
+        pixels = ((pixels / 255 - mean) / std)[None]
+        adapter = copy.deepcopy(model.adapter).double() if exact else model.adapter
+        with ExitStack() as stack:
+            stack.enter_context(backend("torch"))
+            for side in (encoder, language) if exact else ():
+                stack.enter_context(widened(side))
+            pixels = pixels if exact else pixels.to(model.dtype)
+            features = encoder(pixel_values=pixels).last_hidden_state
+            rows = adapter(features, how, **shape).flatten(0, 1)
+            words = language.get_input_embeddings()(text).to(rows.dtype)
+            embeds = torch.cat((rows, words))[None]
+            last: Tensor = language(inputs_embeds=embeds, use_cache=True, logits_to_keep=1).logits
+        return last[0, 0]
+
+    return run
 
 
 def _views(model: FlashVL, prefix: str) -> dict[str, Tensor]:

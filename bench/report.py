@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flashvl_bench.model import Row as ModelRow
     from flashvl_bench.ops import Row
+    from flashvl_bench.rows import Row as ModelRow
 
 Columns = tuple[tuple[str, int], ...]
 
@@ -17,8 +17,9 @@ OPS: Columns = (
 )  # fmt: skip
 
 MODEL: Columns = (
-    ("part", 8), ("backend", 8), ("median", 9), ("+- IQR", 9), ("n", 4), ("tok/s", 7),
-    ("peer", 9), ("+- IQR", 9), ("ours / peer", 18), ("error (peer's)", 18),
+    ("part", 8), ("weights", 7), ("side", 14), ("median", 9), ("+- IQR", 9), ("n", 4),
+    ("tok/s", 7), ("GB/s", 7), ("GFLOP/s", 8), ("ceiling", 12), ("ours is", 8),
+    ("error (peer's)", 18),
 )  # fmt: skip
 
 
@@ -74,21 +75,48 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def model_cells(row: ModelRow, bar: float) -> list[str]:
-    """A row of the model table."""
-    if row.median is None or row.peer_median is None or row.ratio is None:
-        word = "WRONG" if row.status == "wrong" else row.status
-        return [row.part, row.backend, f"{word}: {row.reason}"]
-    speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.3g}"
+def model_cells(row: ModelRow) -> list[list[str]]:
+    """The lines of a row of the model table: ours, and one for each peer."""
+    start = [row.part, row.weights]
+    lines = [[*start, f"ours {row.backend}", *_own(row)]]
+    for peer in row.peers:
+        if peer.median is None or peer.speedup is None:
+            lines.append([*start, peer.name, f"{peer.status}: {peer.reason}"])
+            continue
+        figures = [duration(peer.median), duration(peer.iqr or 0.0), str(len(peer.seconds))]
+        ours = f"{peer.speedup:.2f}x"
+        lines.append([*start, peer.name, *figures, "", "", "", "", ours])
+    return lines
+
+
+def _own(row: ModelRow) -> list[str]:
+    if row.median is None or row.fraction is None:
+        return [f"{'WRONG' if row.status == 'wrong' else row.status}: {row.reason}"]
+    from flashvl_bench.rows import COSINE_BARS as bars
+
+    bytes_moved = row.bytes_read + row.bytes_written
+    error = "" if row.cosine is None else f"cosine {row.cosine:.5f}, bar {bars[row.weights]}"
+    if row.cosine is None and row.error is not None and row.peer_error is not None:
+        error = f"{row.error:.2g} ({row.peer_error:.2g})"
     return [
-        row.part,
-        row.backend,
         duration(row.median),
         duration(row.iqr or 0.0),
         str(len(row.seconds)),
-        speed,
-        duration(row.peer_median),
-        duration(row.peer_iqr or 0.0),
-        f"{row.ratio:.3f}x {'within' if row.ratio <= bar else 'OVER'} {bar}x",
-        f"{row.error:.2g} ({row.peer_error:.2g})",
+        "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}",
+        f"{bytes_moved / row.median / 1e9:.3g}",
+        f"{row.flops / row.median / 1e9:.4g}",
+        f"{row.fraction:.0%} {row.bound}",
+        "",
+        error,
     ]
+
+
+def batch_line(rows: Sequence[ModelRow]) -> str:
+    """How many times the tokens per second of one sequence eight of them make, per format."""
+    rates = {(row.part, row.weights): row.tokens_per_second for row in rows}
+    found = []
+    for row in rows:
+        one, eight = rates.get(("decode", row.weights)), row.tokens_per_second
+        if row.part == "decode8" and one and eight:
+            found.append(f"{row.weights} {eight / one:.2f}x")
+    return f"batch 8 over batch 1, tokens per second: {', '.join(found)}" if found else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 LARGEST_FILE = 64 << 20  # a full run is under 2 MiB
 
 
@@ -34,7 +34,10 @@ _MACHINE = {
     "system": str, "python": str, "torch": str, "flashvl": str, "cpu_level": str,
     "extension": str, "date": str,
 }  # fmt: skip
-_CEILINGS = {"read": float, "copy": float, "gemm": Free(float), "threads": int}
+_CEILINGS = {
+    "read": float, "copy": float, "gemm": Free(float), "threads": int, "loops": Free(float),
+    "torch_read": float,
+}  # fmt: skip
 _HEAD = {"schema": str, "version": int, "machine": _MACHINE}
 _TIME = float | None
 
@@ -63,15 +66,29 @@ SHAPES: dict[str, dict[str, Any]] = {
     "flashvl-bench/model": {
         **_HEAD,
         "settings": {
-            "config": str, "weights": str, "dtype": str, "prompt": int, "tokens": int,
-            "repeats": int, "layers": int | None, "parts": [str],
+            "config": str, "weights": [str], "dtype": str, "backend": str, "peers": [str],
+            "prompt": int, "tokens": int, "repeats": int, "layers": int | None, "parts": [str],
         },
+        "ceilings": _CEILINGS,
+        "ceilings_end": _CEILINGS,
         "parts": [
             {
-                "part": str, "backend": str, "status": str, "reason": str, "seconds": [float],
-                "peer_seconds": [float], "median": _TIME, "iqr": _TIME, "peer_median": _TIME,
-                "peer_iqr": _TIME, "ratio": _TIME, "tokens_per_second": _TIME, "error": _TIME,
-                "peer_error": _TIME,
+                "part": str, "weights": str, "backend": str, "status": str, "reason": str,
+                "bytes_read": int, "bytes_written": int, "flops": int, "seconds": [float],
+                "median": _TIME, "iqr": _TIME, "tokens_per_second": _TIME, "fraction": _TIME,
+                "bound": str, "error": _TIME, "peer_error": _TIME, "cosine": _TIME,
+                "peers": [
+                    {
+                        "name": str, "status": str, "reason": str, "seconds": [float],
+                        "median": _TIME, "iqr": _TIME, "speedup": _TIME,
+                    }
+                ],
+            }
+        ],
+        "memory": [
+            {
+                "weights": str, "status": str, "reason": str, "held_bytes": int,
+                "peak_bytes": int, "steady_bytes": int,
             }
         ],
         "loading": [
@@ -96,11 +113,17 @@ def validate(document: Any) -> None:
     _check(document, SHAPES[document["schema"]], "file")
     rows = "rows" if "rows" in document else "parts"
     for i, row in enumerate(document[rows]):
-        place = f"file.{rows}[{i}]"
-        if row["status"] != "ok" and (row["seconds"] or row["median"] is not None):
-            raise SchemaError(f"{place} has a time, but its status is {row['status']!r}")
-        if row["status"] == "ok" and (not row["seconds"] or min(row["seconds"]) <= 0):
-            raise SchemaError(f"{place}.seconds has no time above 0, but its status is 'ok'")
+        _check_times(row, f"file.{rows}[{i}]")
+        for j, peer in enumerate(row.get("peers", [])):
+            _check_times(peer, f"file.{rows}[{i}].peers[{j}]")
+
+
+def _check_times(row: dict[str, Any], place: str) -> None:
+    """Times stand where the status is ok, and nowhere else."""
+    if row["status"] != "ok" and (row["seconds"] or row["median"] is not None):
+        raise SchemaError(f"{place} has a time, but its status is {row['status']!r}")
+    if row["status"] == "ok" and (not row["seconds"] or min(row["seconds"]) <= 0):
+        raise SchemaError(f"{place}.seconds has no time above 0, but its status is 'ok'")
 
 
 def write(document: dict[str, Any], path: str | Path) -> None:

@@ -23,7 +23,8 @@ from flashvl_kernels.spec import Cost, Sample, call
 
 SPEC = rms_norm.SPEC
 BANDWIDTH = 10e9
-TOP = Ceilings(BANDWIDTH, BANDWIDTH, {"bf16": 1e15, "fp16": 1e15, "fp32": 1e15}, 1)
+RATES = {"bf16": 1e15, "fp16": 1e15, "fp32": 1e15}
+TOP = Ceilings(BANDWIDTH, BANDWIDTH, RATES, 1, {}, BANDWIDTH)
 SMALL = Sample("small", lambda m: call(m.normal(64, 96), m.normal(96)), "bench")
 CASE = Case(SPEC, SMALL, torch.float32)
 SETTINGS = ops.Settings(budget=Budget(seconds=1e9, least=3, most=4))
@@ -142,7 +143,10 @@ def test_contenders_take_turns_on_other_memory_each_time() -> None:
     assert len(interleave(pair, rotation, Budget(0.5, 5, 50), clock)["a"].seconds) == 1
     warm = Rotation((torch.zeros(256),), cache_bytes=4096, warm=True)
     assert warm.take()[0] is warm.take()[0]
-    assert Rotation((torch.zeros(1),), cache_bytes=1 << 20).sweeps
+    small = Rotation((torch.zeros(1),), cache_bytes=1 << 20)
+    assert small.sweeps
+    taken = [small.take()[0].data_ptr() for _ in range(small.copies)]
+    assert len(set(taken)) == small.copies, "each copy once between two sweeps"
 
 
 def test_median_and_quartiles() -> None:
@@ -153,11 +157,21 @@ def test_median_and_quartiles() -> None:
     assert Times((7.0,)).iqr == 0.0
 
 
+def test_buffers_go_beyond_the_cache_and_stay_small_beside_the_memory() -> None:
+    gib = 1 << 30
+    assert ceilings.buffer_bytes(480 << 20, 24 * gib) == 960 << 20
+    assert ceilings.buffer_bytes(1 << 20, 24 * gib) == 128 << 20
+    assert ceilings.buffer_bytes(480 << 20, 8 * gib) == gib // 2
+
+
 def test_ceilings_are_positive_and_bound_a_call() -> None:
     top = ceilings.measure(cache_bytes=1 << 20, quick=True)
     assert top.read > 1e8 and top.copy > 1e8
     assert set(top.gemm) == {"bf16", "fp16", "fp32"} and min(top.gemm.values()) > 1e7
-    assert top.compute("bf16") == max(top.gemm["bf16"], top.gemm["fp32"])
+    assert top.compute("bf16") == max(top.gemm["bf16"], top.gemm["fp32"], *top.loops.values())
+    if extension.EXTENSION.loaded:
+        assert top.loops["fma_f32"] > 1e8 and top.compute("fp16") >= top.loops["fma_f32"]
+        assert ("tiles_bf16" in top.loops) == (extension.cpu_level() == "amx")
     seconds, bound = TOP.least_time(Cost(30, 10, 0), "fp32")
     assert seconds == pytest.approx(40 / BANDWIDTH) and bound == "memory"
     seconds, bound = TOP.least_time(Cost(1, 1, 10**15), "fp32")
@@ -213,7 +227,7 @@ def _document(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"version": 99}, "version is 99; this flashvl-bench reads version 1"),
+        ({"version": 99}, "version is 99; this flashvl-bench reads version 2"),
         ({"schema": "other"}, "not a result file"),
         ({"extra": 1}, r"file\.extra is unknown"),
         ({"machine": {}}, r"file\.machine\.cpu is missing"),
