@@ -49,7 +49,7 @@ bench: setup
 # What the model benchmark is measured beside, in environments of their own: OpenVINO brings another
 # torch, llama.cpp compiles for a quarter of an hour. FLASHVL_PEERS names another folder.
 PEERS := $(or $(FLASHVL_PEERS),.peers)
-OPENVINO := openvino==2026.4.1 optimum-intel==2.2.0 nncf==3.4.0
+OPENVINO := openvino==2026.4.1 optimum-intel==2.2.0 nncf==3.4.0 torchvision==0.28.0
 LLAMA := llama-cpp-python==0.3.36 gguf==0.19.0
 
 peers: $(PEERS)/openvino/.stamp $(PEERS)/llama/.stamp
