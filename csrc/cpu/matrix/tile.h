@@ -5,12 +5,11 @@
 //   tile_zero<t>()                    all zero
 //   tile_load<t>(p, stride)           16 rows of 64 bytes, `stride` bytes apart
 //   tile_store<t>(p, stride)
-//   tile_dot_bf16<c, a, b>()          c (16 x 16 fp32) += a (16 rows x 32 bf16) times b, whose row
-//   r
+//   tile_dot_bf16<c, a, b>()          c (16 x 16 fp32) += a (16 rows x 32 bf16) times b; row r of b
 //                                     holds (k = 2r, 2r + 1) of 16 columns: a bf16 weight panel
 //
-// Rows and columns that a matrix lacks are zeros in packed memory, never a second configuration:
-// loading one costs more than the arithmetic it saves. Products of bf16 subnormals are zero.
+// Columns that a matrix lacks are zeros in packed memory, and rows too where there are many: a
+// configuration costs more than the arithmetic it saves. Products of bf16 subnormals are zero.
 // Reference: Intel SDM volume 2A, TDPBF16PS. Exists at level amx only.
 #pragma once
 
@@ -27,6 +26,21 @@ constexpr int kTileRows = 16;
 constexpr int kTileBytes = 64;  // of a row: 16 fp32, or 32 bf16
 constexpr int kTileDepth = 32;  // bf16 products summed by one instruction
 
+// AddressSanitizer does not see what assembly reads or writes; this shows it the ends of each row.
+#if defined(__SANITIZE_ADDRESS__)
+thread_local int rows_in_use = kTileRows;  // of tiles 0 to 5
+
+template <int t>
+inline void tile_touch(const void* p, int64_t stride) {
+  const volatile char* row = static_cast<const char*>(p);
+  const int rows = t < 6 ? rows_in_use : kTileRows;
+  for (int r = 0; r < rows; ++r, row += stride) (void)row[0], (void)row[kTileBytes - 1];
+}
+#else
+template <int t>
+inline void tile_touch(const void*, int64_t) {}
+#endif
+
 // Between the two no other code may use the tiles of this thread.
 class Tiles {
  public:
@@ -36,6 +50,9 @@ class Tiles {
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
+#if defined(__SANITIZE_ADDRESS__)
+    rows_in_use = rows;
+#endif
     for (int t = 0; t < 8; ++t) config.row_bytes[t] = kTileBytes;
     for (int t = 0; t < 8; ++t) config.rows[t] = static_cast<uint8_t>(t < 6 ? rows : kTileRows);
     // GCC's intrinsic names the first 8 bytes of the configuration as its input; the stores to
@@ -54,25 +71,15 @@ inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" : : "i"(t));
 }
 
-// AddressSanitizer does not see what assembly reads or writes; this shows it the ends of each row.
-inline void tile_touch(const void* p, int64_t stride) {
-#if defined(__SANITIZE_ADDRESS__)
-  const volatile char* row = static_cast<const char*>(p);
-  for (int r = 0; r < kTileRows; ++r, row += stride) (void)row[0], (void)row[kTileBytes - 1];
-#else
-  (void)p, (void)stride;
-#endif
-}
-
 template <int t>
 inline void tile_load(const void* p, int64_t stride) {
-  tile_touch(p, stride);
+  tile_touch<t>(p, stride);
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(t) : "memory");
 }
 
 template <int t>
 inline void tile_store(void* p, int64_t stride) {
-  tile_touch(p, stride);
+  tile_touch<t>(p, stride);
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(t) : "memory");
 }
 
