@@ -136,7 +136,7 @@ def test_info_counts_parameters_without_loading_them(
 ) -> None:
     assert cli.main(["info", "--checkpoint", str(folder), "--dtype", "fp32", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    model = FlashVL.from_pretrained(folder, dtype=torch.float32)
+    model = FlashVL.from_pretrained(folder, dtype=torch.float32, layout="rows")
     count = sum(p.numel() for p in model.parameters())
     assert facts["parameters"]["total"] == count
     assert facts["parameters"]["total"] == sum(

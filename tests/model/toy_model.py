@@ -28,10 +28,12 @@ def toy_config() -> FlashVLConfig:
 
 def toy_model(folder: Path) -> FlashVL:
     """fp32. Matrices are 3 times their usual size: at 1 every answer repeats a single token."""
-    model = FlashVL.random(toy_config(), dtype=torch.float32)
-    for parameter in model.parameters():
+    rows = FlashVL.random(toy_config(), dtype=torch.float32, layout="rows")
+    for parameter in rows.parameters():
         if parameter.dim() == 2:
             parameter.mul_(3)
+    model = FlashVL.random(toy_config(), dtype=torch.float32)
+    model.load_weights(rows.released_state())
     model.tokenizer = toy_tokenizer(folder)
     return model
 
