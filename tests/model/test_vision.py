@@ -107,9 +107,12 @@ def test_embed_images_stitches_then_compresses_then_adapts(rule: str) -> None:
     flat = pooled.permute(0, 2, 3, 1).reshape(2, 18, 64)
     a = model.adapter
     hidden = torch.nn.functional.layer_norm(flat, (64,), a.norm.weight, a.norm.bias, a.norm.eps)
-    for layer in (a.fc1, a.fc2):
-        hidden = torch.nn.functional.gelu(hidden @ layer.weight.T + layer.bias)
-    want = hidden @ a.proj.weight.T + a.proj.bias
+    plain = model.released_state()
+    for name in ("adp.p0.1", "adp.p0.3"):
+        hidden = torch.nn.functional.gelu(
+            hidden @ plain[f"{name}.weight"].T + plain[f"{name}.bias"]
+        )
+    want = hidden @ plain["adp.proj.weight"].T + plain["adp.proj.bias"]
 
     got = model.embed_images(x, grid)
     assert relative_error(got, want) < 1e-5
