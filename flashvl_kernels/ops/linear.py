@@ -145,6 +145,16 @@ def _hostile(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
     return Sample(name, make, "hostile", error=error)
 
 
+def _blocks(format: str, layout: str) -> Sample:
+    """37 rows are a block of AMX tiles and a rest; 300 columns a step of the first-level cache,
+    another, and a rest; 48 outputs one and a half pairs of panels."""
+    return Sample(
+        f"37 rows, {format}, {layout}",
+        lambda m: _everything(m, 37, 300, 48, "gelu", format, layout),
+        "edge",
+    )
+
+
 SAMPLES = (
     Sample("one row", lambda m: call(m.normal(1, 192), _weight(m, 128, 192))),
     Sample("bias", lambda m: call(m.normal(2, 7, 96), _weight(m, 80, 96), m.normal(80))),
@@ -184,17 +194,7 @@ SAMPLES = (
         lambda m: _everything(m, 3, 150, 48, "gelu_tanh", "bf16", "panels"),
         "edge",
     ),
-    *(
-        # 37 rows are a block of AMX tiles and a rest; 300 columns a step of the first-level cache,
-        # another, and a rest; 48 outputs one and a half pairs of panels.
-        Sample(
-            f"37 rows, {format}, {layout}",
-            lambda m, f=format, at=layout: _everything(m, 37, 300, 48, "gelu", f, at),
-            "edge",
-        )
-        for format in ("bf16", "int8", "int4")
-        for layout in ("rows", "panels")
-    ),
+    *(_blocks(format, at) for format in ("bf16", "int8", "int4") for at in ("rows", "panels")),
     Sample(
         # Two blocks of rows, chunks of columns, and more outputs than a group of sums holds.
         "many rows, columns and outputs",

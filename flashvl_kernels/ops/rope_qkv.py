@@ -266,7 +266,8 @@ def _cache_views(m: Maker) -> Call:
 def _channels_apart(m: Maker) -> Call:
     """Channels of the cache two elements apart, more of them than a vector holds."""
     made = _cached(m, (2, 2, 44), [0, 8, -1, 9, 15], (2, 8))
-    return _with(made, cache=tuple(m.normal(2, 2, 8, 88)[..., ::2] for _ in range(2)))
+    k, v = (m.normal(2, 2, 8, 88)[..., ::2] for _ in range(2))
+    return _with(made, cache=(k, v))
 
 
 def _refused(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:

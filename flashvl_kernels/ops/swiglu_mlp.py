@@ -144,6 +144,15 @@ def _hostile(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
     return Sample(name, make, "hostile", error=error)
 
 
+def _in_panels(rows: int, format: str) -> Sample:
+    """304 channels and a width of 112: odd numbers of panels, and more than one step."""
+    return Sample(
+        f"{rows} rows, panels, {format}",
+        lambda m: _mlp(m, m.normal(rows, 304), 112, format, format, "panels"),
+        "edge",
+    )
+
+
 SAMPLES = (
     Sample("one row", lambda m: _mlp(m, m.normal(1, 96), 160)),
     Sample("rows", lambda m: _mlp(m, m.normal(2, 7, 64), 96)),
@@ -153,16 +162,7 @@ SAMPLES = (
     Sample("odd sizes", lambda m: _mlp(m, m.normal(5, 33), 77), "edge"),
     Sample("odd sizes, int4", lambda m: _mlp(m, m.normal(3, 33), 77, "int4", "int4"), "edge"),
     Sample("37 rows, odd sizes", lambda m: _mlp(m, m.normal(37, 33), 77, "int8"), "edge"),
-    *(
-        # 304 channels and a width of 112: odd numbers of panels, and more than one step.
-        Sample(
-            f"{rows} rows, panels, {format}",
-            lambda m, n=rows, f=format: _mlp(m, m.normal(n, 304), 112, f, f, "panels"),
-            "edge",
-        )
-        for rows in (3, 37)
-        for format in ("bf16", "int8", "int4")
-    ),
+    *(_in_panels(rows, format) for rows in (3, 37) for format in ("bf16", "int8", "int4")),
     Sample(
         "a gate that ends inside a panel",
         lambda m: _mlp(m, m.normal(3, 48), 40, layout="panels"),
