@@ -106,7 +106,10 @@ def _separate(panels: Tensor, unit: int) -> Tensor:
     """What `_interleave` undoes."""
     whole = _WHOLE.get(unit * panels.element_size())
     if whole is not None and whole != panels.dtype and not panels.requires_grad:
-        return _separate(panels.contiguous().view(whole), 1).view(panels.dtype)
+        whole_units = panels.contiguous()
+        if whole_units.storage_offset() * panels.element_size() % whole.itemsize:
+            whole_units = whole_units.clone()
+        return _separate(whole_units.view(whole), 1).view(panels.dtype)
     n, width = panels.shape
     cells = panels.reshape(n // PANEL, width // unit, PANEL, unit)
     return cells.transpose(1, 2).contiguous().view(n, width)

@@ -56,7 +56,8 @@ def test_gradients_pass_a_packed_weight_and_leave_it_alone(format: str) -> None:
     z.square().sum().backward()
     for got, leaf_ in zip(grads, same, strict=True):
         assert got is not None
-        torch.testing.assert_close(got, leaf_.grad)
+        # y, which a kernel rounds otherwise than PyTorch, is a factor of these gradients.
+        torch.testing.assert_close(got, leaf_.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", INTEGER)

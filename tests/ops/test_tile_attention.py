@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashvl_kernels.backends import backend
 from flashvl_kernels.ops.stitch_tiles import stitch_tiles
 from flashvl_kernels.ops.stitched_tile_attention import stitched_tile_attention
 from flashvl_kernels.ops.tile_attention import tile_attention
@@ -114,6 +115,7 @@ def test_blending_happens_before_rounding() -> None:
     """Two tiles' features that round away from their mean: blended in fp32, rounded once."""
     grid = TileGrid(1, 2, 2, 1, "mean")
     q, k, v = qkv(2, 4, 1, 8, dtype=torch.bfloat16)
-    tiles = tile_attention(q, k, v).flatten(2)
-    got = stitched_tile_attention(q, k, v, grid)[0, 1].flatten()
+    with backend("torch"):  # a kernel may blend features that it never rounded
+        tiles = tile_attention(q, k, v).flatten(2)
+        got = stitched_tile_attention(q, k, v, grid)[0, 1].flatten()
     assert torch.equal(got, ((tiles[0, 1].float() + tiles[1, 0].float()) / 2).bfloat16())
