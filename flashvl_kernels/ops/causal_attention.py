@@ -121,6 +121,8 @@ SAMPLES = (
     Sample("one real row", lambda m: _call(m, 6, (2, 2, 7), [1]), "edge"),
     Sample("head dim 1, own scale", lambda m: _call(m, 4, (5, 1, 1), [11], scale=2.5), "edge"),
     Sample("across kernel blocks", lambda m: _call(m, 70, (2, 1, 40), [131], 140), "edge"),
+    Sample("blocks of rows", lambda m: _call(m, 150, (3, 1, 72), [290, 20], 300), "edge"),
+    Sample("fresh, across blocks", lambda m: _call(m, 140, (4, 2, 64), [140]), "edge"),
     Sample("views of a longer cache", _views, "strided"),
     Sample("tokens outside heads", _tokens_outside, "strided"),
     Sample("no queries", lambda m: _call(m, 0, (4, 2, 8), [3, 5], 6), "zero"),

@@ -125,6 +125,16 @@ SAMPLES = (
         "edge",
     ),
     Sample("tiles of one patch", lambda m: call(*_qkv(m, 4, 1, 2, 8), TileGrid(2, 2, 1)), "edge"),
+    Sample(
+        "across kernel blocks, crop",
+        lambda m: call(*_qkv(m, 2, 169, 1, 72), TileGrid(1, 2, 13, 3)),
+        "edge",
+    ),
+    Sample(
+        "across kernel blocks, linear",
+        lambda m: call(*_qkv(m, 4, 144, 1, 20), TileGrid(2, 2, 12, 5, "linear", 1)),
+        "edge",
+    ),
     Sample("NaN and Inf", lambda m: call(*_not_finite(m), TileGrid(2, 2, 4, 2)), "edge"),
     Sample(
         "NaN and Inf, blended",

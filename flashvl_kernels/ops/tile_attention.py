@@ -113,6 +113,20 @@ def _not_finite(m: Maker) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def _rising(m: Maker) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest score so far grows along the keys."""
+    q, k, v = _qkv(m, 1, 300, 1, 40)
+    return q, k * torch.linspace(0.1, 4, 300, device=k.device).to(k.dtype)[:, None, None], v
+
+
+def _minus_infinity(m: Maker) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores of the first 150 keys are -inf in tile 0, and all of them in tile 1."""
+    q, k, v = _qkv(m, 2, 160, 1, 16)
+    q[..., 0] = 1
+    k[0, :150, :, 0], k[1, ..., 0] = float("-inf"), float("-inf")
+    return q, k, v
+
+
 SAMPLES = (
     Sample("SigLIP2 heads", lambda m: call(*_qkv(m, 2, 24, 3, 72))),
     Sample("AIMv2 heads", lambda m: call(*_qkv(m, 1, 20, 2, 128))),
@@ -125,10 +139,20 @@ SAMPLES = (
     Sample("head dim 7, odd rows", lambda m: call(*_qkv(m, 1, 67, 1, 7)), "edge"),
     Sample("head dim 1", lambda m: call(*_qkv(m, 2, 5, 3, 1)), "edge"),
     Sample("one key takes all", lambda m: call(*_qkv(m, 2, 33, 2, 40, scale=30.0)), "edge"),
+    Sample("across kernel blocks", lambda m: call(*_qkv(m, 1, 130, 2, 72)), "edge"),
+    Sample("head dim 200", lambda m: call(*_qkv(m, 1, 35, 1, 200)), "edge"),
+    Sample("maxima that rise", lambda m: call(*_rising(m)), "edge"),
+    Sample("scores of -inf", lambda m: call(*_minus_infinity(m)), "edge"),
+    Sample("negative scale", lambda m: call(*_qkv(m, 1, 140, 1, 24), scale=-0.3), "edge"),
     Sample("NaN and Inf stay in their tile", lambda m: call(*_not_finite(m)), "edge"),
     Sample(
         "packed, empty tiles among them",
         lambda m: call(*_qkv(m, 12, 2, 10), lengths=torch.tensor([0, 5, 0, 1, 6, 0])),
+        "edge",
+    ),
+    Sample(
+        "packed, across kernel blocks",
+        lambda m: call(*_qkv(m, 206, 1, 80), lengths=torch.tensor([33, 0, 129, 44])),
         "edge",
     ),
     Sample("of one fused projection", lambda m: call(*_fused(m, 2, 11, 3, 24)), "strided"),

@@ -13,7 +13,7 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16)
+#if defined(FLASHVL_LEVEL_amx)
 template <class T>
 struct FlashEngineOf {
   using Type = FlashFloats<T>;
@@ -137,7 +137,9 @@ class Flash {
     const FlashLayout layout = engine_.out_layout();
     F32 block[kLanes];
     for (int v = 0; v < vectors(); ++v) {
-      const F32 share = splat(1.0f) / load(state_.sum + v * kLanes);
+      // Where all scores are -inf the sum is zero, and so is the result, as in PyTorch's SDPA.
+      const F32 sum = load(state_.sum + v * kLanes);
+      const F32 share = select(less(zero(), sum), splat(1.0f) / sum, sum);
       for (int64_t d = 0; d < head_dim_; d += kLanes) {
         const float* from = engine_.out() + v * layout.vector + d * layout.row;
         for (int i = 0; i < kLanes; ++i) block[i] = load(from + i * layout.row) * share;

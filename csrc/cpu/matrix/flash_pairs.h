@@ -19,7 +19,7 @@
 #include "flash_softmax.h"
 #include "tile.h"
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16)
+#if defined(FLASHVL_LEVEL_amx)
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
@@ -34,8 +34,6 @@ struct PairMatrix {
   int64_t row;
   int64_t step;
 };
-
-#if defined(FLASHVL_LEVEL_amx)
 
 using FlashScope = Tiles;
 
@@ -75,64 +73,6 @@ inline void pair_product(float* c, int64_t c_column, PairMatrix a, const BF16* b
   if constexpr (rows == 2) tile_store<2>(c + kFloatTile, kStride);
   if constexpr (rows == 2 && columns == 2) tile_store<3>(c + c_column + kFloatTile, kStride);
 }
-
-#else
-
-struct FlashScope {
-  FlashScope() {}
-};
-
-inline __m512 dot_pairs(__m512 sum, const BF16* pair, __m512i column) {
-  int32_t bits;
-  __builtin_memcpy(&bits, pair, sizeof bits);
-  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)column);
-}
-
-// Half a tile of A's rows at a time: 8 x 2 accumulators of the 32 registers.
-template <int columns>
-inline void half_product(float* c, int64_t c_column, const BF16* a, int64_t a_step, const BF16* b,
-                         int64_t b_column, int64_t steps, bool add) {
-  __m512 sums[8][columns];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-#pragma GCC unroll 2
-    for (int g = 0; g < columns; ++g) {
-      sums[i][g] = add ? _mm512_loadu_ps(c + g * c_column + i * kSide) : _mm512_setzero_ps();
-    }
-  }
-  for (int64_t s = 0; s < steps; ++s) {
-    for (int64_t j = 0; j < kSide; ++j) {
-      __m512i column[columns];
-#pragma GCC unroll 2
-      for (int g = 0; g < columns; ++g) {
-        column[g] = _mm512_loadu_si512(b + g * b_column + s * kPairTile + j * 32);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        const BF16* pair = a + s * a_step + i * 32 + 2 * j;
-#pragma GCC unroll 2
-        for (int g = 0; g < columns; ++g) sums[i][g] = dot_pairs(sums[i][g], pair, column[g]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-#pragma GCC unroll 2
-    for (int g = 0; g < columns; ++g) _mm512_storeu_ps(c + g * c_column + i * kSide, sums[i][g]);
-  }
-}
-
-template <int rows, int columns>
-inline void pair_product(float* c, int64_t c_column, PairMatrix a, const BF16* b, int64_t b_column,
-                         int64_t steps, bool add) {
-  for (int half = 0; half < 2 * rows; ++half) {
-    const BF16* from = a.data + half / 2 * a.row + half % 2 * (kPairTile / 2);
-    half_product<columns>(c + half * (kFloatTile / 2), c_column, from, a.step, b, b_column, steps,
-                          add);
-  }
-}
-
-#endif
 
 inline void pair_product(float* c, int64_t c_column, PairMatrix a, const BF16* b, int64_t b_column,
                          int64_t rows, int columns, int64_t steps, bool add) {
@@ -177,19 +117,24 @@ inline F32 zip(const BF16* a, const BF16* b, int64_t n) {
   return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
 }
 
-// Pairs of two rows of probabilities, rounded to bf16: half up, which for them is as good as half
-// to even and leaves NaN a NaN and spares an instruction.
-inline F32 round_to_pairs(F32 even, F32 odd) {
-  const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(0xffff0000);
-  const __m512i a = _mm512_add_epi32(_mm512_castps_si512(even.lanes), half);
-  const __m512i b = _mm512_add_epi32(_mm512_castps_si512(odd.lanes), half);
-  return {_mm512_castsi512_ps(
-      _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, high, 0xf8 /* a | (b & c) */))};
+// Pairs of the upper halves of two rows.
+inline F32 cut_to_pairs(F32 even, F32 odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.lanes), 16);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, _mm512_castps_si512(odd.lanes), high,
+                                                        0xf8 /* a | (b & c) */))};
+}
+
+// sum + both numbers of each pair.
+inline F32 add_pairs(F32 sum, F32 pairs) {
+  const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  return {_mm512_dpbf16_ps(sum.lanes, (__m512bh)_mm512_castps_si512(pairs.lanes), ones)};
 }
 
 class FlashPairs {
  public:
-  static constexpr int64_t kKeys = 256;  // of a block: 32 KB of scores, in the first-level cache
+  static constexpr int64_t kKeys =
+      128;  // of a block: 16 KB of scores, which with the queries stay in first-level cache
   static constexpr FlashLayout kScores = {kSide, kKeys * kSide};
 
   template <class Arena>
@@ -252,18 +197,18 @@ class FlashPairs {
     const float* s = scores_ + v * kScores.vector;
     BF16* p = pairs(v);
     const F32 low = zero() - top;
-    F32 sums[4] = {zero(), zero(), zero(), zero()};
+    F32 sums[2] = {zero(), zero()};
     for (int64_t r = 0; r < rows; r += 4) {
       F32 y[4];
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        y[k] = exp2_short(fma(load(s + (r + k) * kSide), factor, low));
-        sums[k] = sums[k] + y[k];
-      }
-      store_pairs(p + r * kSide, round_to_pairs(y[0], y[1]));
-      store_pairs(p + (r + 2) * kSide, round_to_pairs(y[2], y[3]));
+      for (int k = 0; k < 4; ++k) y[k] = exp2_to_cut(fma(load(s + (r + k) * kSide), factor, low));
+      const F32 first = cut_to_pairs(y[0], y[1]), second = cut_to_pairs(y[2], y[3]);
+      store_pairs(p + r * kSide, first);
+      store_pairs(p + (r + 2) * kSide, second);
+      sums[0] = add_pairs(sums[0], first);
+      sums[1] = add_pairs(sums[1], second);
     }
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    return sums[0] + sums[1];
   }
 
   void weigh(int64_t first, int64_t rows, int vectors, bool add) {

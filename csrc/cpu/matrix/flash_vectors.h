@@ -33,13 +33,20 @@ inline F32 exp2_exact(F32 x) {
 
 // The fraction above the whole number below x, and p times two to that number, are an instruction
 // each; both know what to do with infinities.
-inline F32 exp2_short(F32 x) {
+template <bool half_up>
+inline F32 exp2_fraction(F32 x) {
   const F32 r = {_mm512_reduce_ps(x.lanes, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
   F32 p = fma(r, splat(7.802452261e-2f), splat(2.260671555e-1f));
   p = fma(p, r, splat(6.958335405e-1f));
-  p = fma(p, r, splat(9.999252186e-1f));
+  p = fma(p, r, splat(9.999252186e-1f + (half_up ? 0x1p-8f : 0.0f)));
   return {_mm512_scalef_ps(p.lanes, x.lanes)};
 }
+
+inline F32 exp2_short(F32 x) { return exp2_fraction<false>(x); }
+
+// 2^x and half a last place of bf16, so that cutting off the lower half of its bits rounds it: the
+// polynomial lies in [1, 2), where that is a constant.
+inline F32 exp2_to_cut(F32 x) { return exp2_fraction<true>(x); }
 
 // rows[i] lane j <-> rows[j] lane i, in four rounds that swap blocks of 1, 2, 4 and 8 lanes. Only
 // moves bits, so the lanes may hold anything of 32 bits.
