@@ -236,9 +236,27 @@ class OpSpec:
         return self._resolved[backend]
 
     def _validate(self, args: tuple[Any, ...], device: str) -> None:
-        self.check(*args)
+        self._check(args)
         if self.check_values is not None and device == "cpu":
             self.check_values(*args)
+
+    def _check(self, args: tuple[Any, ...]) -> None:
+        try:
+            self.check(*args)
+        except AttributeError:  # a number where a tensor belongs has no shape
+            self._check_types(args)
+            raise
+
+    def _check_types(self, args: tuple[Any, ...]) -> None:
+        """TypeError for what is no tensor where the schema has one."""
+        for argument, value in zip(self.op._schema.arguments, args, strict=True):
+            wanted = str(argument.type)
+            optional = value is None and wanted.startswith("Optional")
+            if "Tensor" in wanted and not optional and not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{self.name}: {argument.name} is a {type(value).__name__}; needs a "
+                    f"torch.Tensor. Pass torch.tensor(...) or leave the argument out."
+                )
 
     def _run(self, *args: Any) -> Any:
         device = backends.device_of(args)
@@ -246,7 +264,7 @@ class OpSpec:
         return backends.choose(self, args, device).run(*args)
 
     def _fake(self, *args: Any) -> Any:
-        self.check(*args)
+        self._check(args)
         return self.fake(*args)
 
     def _autocast(self, device: str, key: str, *args: Any) -> Any:

@@ -19,8 +19,9 @@ void normalise_row(const RmsNormArgs& args, const NormRow<T>& row, T* y) {
     const F32 s = sum_at(row, c, n);
     return fma(s, s, sum);
   });
-  const float mean = reduce_add(squares) / static_cast<float>(args.columns);
-  const F32 scale = splat(1.0f / __builtin_sqrtf(mean + args.eps));
+  // In double, once a row: a whole row must not err the same way.
+  const double mean = reduce_add(squares) / static_cast<double>(args.columns);
+  const F32 scale = splat(static_cast<float>(1.0 / __builtin_sqrt(mean + args.eps)));
   over_columns(args.columns, [&](int64_t c, auto n) {
     fetch(row.next + c);
     store_at(y + c, round_to<T>(load_at(row.values + c, n) * scale) * load_at(weight + c, n), n);

@@ -36,12 +36,24 @@ inline float sum_row(const T* row, int64_t columns, Term term) {
 // Columns in whole vectors.
 inline int64_t whole_lanes(int64_t columns) { return columns / kLanes * kLanes; }
 
+// The last columns, fewer than kLanes; the lanes past the end deviate from `mean` by nothing.
 template <class T>
-inline float sum_of(const T* row, int64_t columns) {
-  float sum = sum_row(row, columns, [](F32 total, F32 value) { return total + value; });
-  const int64_t c = whole_lanes(columns);
-  if (c < columns) sum += reduce_add(load_some(row + c, columns - c));
-  return sum;
+inline F32 last_deviations(const T* row, int64_t columns, float mean) {
+  const int64_t c = whole_lanes(columns), left = columns - c;
+  float last[kLanes];
+  store(last, load_some(row + c, left));
+  for (int64_t i = left; i < kLanes; ++i) last[i] = mean;
+  return load(last) - splat(mean);
+}
+
+// The sum of the deviations from `mean`.
+template <class T>
+inline float sum_of(const T* row, int64_t columns, float mean) {
+  const F32 centre = splat(mean);
+  const float sum = sum_row(
+      row, columns, [centre](F32 total, F32 value) { return total + (value - centre); });
+  if (whole_lanes(columns) == columns) return sum;
+  return sum + reduce_add(last_deviations(row, columns, mean));
 }
 
 // The sum of the squared deviations from `mean`.
@@ -52,13 +64,8 @@ inline float squares_of(const T* row, int64_t columns, float mean) {
     const F32 away = value - centre;
     return fma(away, away, total);
   });
-  const int64_t c = whole_lanes(columns), left = columns - c;
-  if (left > 0) {
-    // The lanes past the end are loaded as zeros: give them the mean instead.
-    float last[kLanes];
-    store(last, load_some(row + c, left));
-    for (int64_t i = left; i < kLanes; ++i) last[i] = mean;
-    const F32 away = load(last) - centre;
+  if (whole_lanes(columns) != columns) {
+    const F32 away = last_deviations(row, columns, mean);
     sum += reduce_add(away * away);
   }
   return sum;
@@ -69,10 +76,11 @@ template <class T, bool layer>
 struct Scale {
   F32 centre;
   F32 rstd;
+  F32 shift;
 
   F32 operator()(F32 value, F32 weight, F32 bias) const {
     if (!layer) return round_to<T>(value * rstd) * weight;
-    return fma((value - centre) * rstd, weight, bias);
+    return fma(fma(value - centre, rstd, shift), weight, bias);
   }
 };
 
@@ -101,24 +109,29 @@ inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, con
 template <class T>
 inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
                       const RowNorm<T>& norm) {
-  const float values = static_cast<float>(count * columns);
+  const double values = static_cast<double>(count * columns);
   float mean = 0.0f;  // RMSNorm takes none off
+  double off = 0.0;   // by how much the rounded mean is wrong, as layer_norm.cpp explains
   if (norm.bias != nullptr) {
-    for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns);
-    mean = mean / values;
+    for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns, 0.0f);
+    mean = static_cast<float>(mean / values);
+    for (int64_t k = 0; k < count; ++k) off += sum_of(pieces[k], columns, mean);
+    off /= values;
   }
-  float squares = 0.0f;
+  double squares = 0.0;
   for (int64_t k = 0; k < count; ++k) squares += squares_of(pieces[k], columns, mean);
-  const float rstd = 1.0f / __builtin_sqrtf(squares / values + norm.eps);
-  const F32 centre = splat(mean), scale = splat(rstd);
+  const double rstd = 1.0 / __builtin_sqrt(squares / values - off * off + norm.eps);
+  const F32 centre = splat(mean), scale = splat(static_cast<float>(rstd));
+  const F32 shift = splat(static_cast<float>(-off * rstd));
   for (int64_t k = 0; k < count; ++k) {
     const int64_t first = k * columns;
     const T* weight = norm.weight + first;
     if (norm.bias == nullptr) {
-      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr, {centre, scale});
+      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr,
+                          {centre, scale, shift});
     } else {
       scale_row<T, true>(pieces[k], to + first, columns, weight, norm.bias + first,
-                         {centre, scale});
+                         {centre, scale, shift});
     }
   }
 }

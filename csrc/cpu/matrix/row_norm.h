@@ -49,12 +49,18 @@ template <class T>
 class NormalisedRow {
  public:
   NormalisedRow(const T* x, int64_t columns, const T* weight, const T* bias, float eps)
-      : x_(x), weight_(weight), bias_(bias), mean_(zero()), scale_(zero()) {
+      : x_(x), weight_(weight), bias_(bias), mean_(zero()), scale_(zero()), shift_(zero()) {
     if (weight == nullptr) return;
-    const float count = static_cast<float>(columns);
-    if (bias != nullptr) mean_ = splat(sum_of_powers<1>(x, columns, zero()) / count);
-    const float square = sum_of_powers<2>(x, columns, mean_) / count;
-    scale_ = splat(1.0f / __builtin_sqrtf(square + eps));
+    const double count = static_cast<double>(columns);
+    double off = 0.0;  // by how much the rounded mean is wrong, as layer_norm.cpp explains
+    if (bias != nullptr) {
+      mean_ = splat(static_cast<float>(sum_of_powers<1>(x, columns, zero()) / count));
+      off = sum_of_powers<1>(x, columns, mean_) / count;
+    }
+    const double square = sum_of_powers<2>(x, columns, mean_) / count - off * off;
+    const double rstd = 1.0 / __builtin_sqrt(square + eps);
+    scale_ = splat(static_cast<float>(rstd));
+    shift_ = splat(static_cast<float>(-off * rstd));
   }
 
   // Columns [c, c + n), n <= kLanes; the lanes from n on are zero.
@@ -63,14 +69,15 @@ class NormalisedRow {
     if (weight_ == nullptr) return x;
     const F32 weight = load_up_to(weight_ + c, n);
     if (bias_ == nullptr) return round_to<T>(round_to<T>(x * scale_) * weight);
-    return round_to<T>(fma((x - mean_) * scale_, weight, load_up_to(bias_ + c, n)));
+    const F32 normal = fma(x - mean_, scale_, shift_);
+    return round_to<T>(fma(normal, weight, load_up_to(bias_ + c, n)));
   }
 
  private:
   const T* x_;
   const T* weight_;
   const T* bias_;
-  F32 mean_, scale_;
+  F32 mean_, scale_, shift_;
 };
 
 }  // namespace
