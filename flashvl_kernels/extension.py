@@ -112,3 +112,13 @@ def cpu_features() -> list[str]:
     if not EXTENSION.loaded:
         return []
     return [name for name in str(torch.ops.flashvl_cpu.features()).split(",") if name]
+
+
+def advise_huge_pages(memory: torch.Tensor) -> torch.Tensor:
+    """Ask for large pages behind a CPU tensor that has just been allocated; returns it.
+
+    Weights are read end to end again and again: csrc/torch/huge_pages.h says what it saves.
+    """
+    if memory.device.type == "cpu" and has("advise_huge_pages"):
+        torch.ops.flashvl_cpu.advise_huge_pages(memory)
+    return memory

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvl_kernels import checks, panels
+from flashvl_kernels.extension import advise_huge_pages
 from flashvl_kernels.panels import GROUP, INT4_ZERO, PANEL
 
 FORMATS = ("bf16", "int8", "int4")
@@ -131,7 +132,7 @@ def pack(w: Tensor, format: str, layout: str = "rows") -> PackedWeight:
         _check_panel_rows("pack", "w", rows)
 
     dtype, width, scale_shape = _storage(format, layout, rows, columns)
-    data = w.new_empty((rows, width), dtype=dtype or w.dtype)
+    data = advise_huge_pages(w.new_empty((rows, width), dtype=dtype or w.dtype))
     scale = None if scale_shape is None else w.new_empty(scale_shape, dtype=torch.float32)
     step = _rows_at_a_time(columns)
     with torch.no_grad():

@@ -53,7 +53,7 @@ template <class T>
 void causal_items(const CausalAttentionArgs& args, const FlashTask& task) {
   const FlashScope scope;
   FlashArena arena(task.memory);
-  Flash<T> flash(arena, args.flash.head_dim, args.longest, args.flash.scale);
+  Flash<T> flash(arena, args.flash.head_dim, args.longest, 1, args.flash.scale);
   const int64_t items = args.batch * args.kv_heads * args.parts;
   for (int64_t i = task.task; i < items; i += task.tasks) causal_item(args, flash, i);
   for (int64_t b = task.task; b < args.batch; b += task.tasks) zero_rows<T>(args, b);
@@ -62,7 +62,7 @@ void causal_items(const CausalAttentionArgs& args, const FlashTask& task) {
 }  // namespace
 
 int64_t causal_attention_bytes(const CausalAttentionArgs& args) {
-  return flash_bytes(args.flash.dtype, args.flash.head_dim, args.longest);
+  return flash_bytes(args.flash.dtype, args.flash.head_dim, args.longest, 1);
 }
 
 void causal_attention(const CausalAttentionArgs& args, const FlashTask& task) {

@@ -5,8 +5,8 @@
 // the caches that have to bring the operands: this file cuts the product so that they can, after
 // Goto and van de Geijn (ACM TOMS 34, 2008). A task owns a range of weight panels and reads each
 // once a block of rows. A block of rows times a chunk of columns of the activations stays in the
-// second-level cache; of two panels, kMaxSteps * kDepth columns (16 KiB in bf16) stay in the first
-// while the rows of the block pass by.
+// second-level cache; of two panels, as many columns as the inner block wants (Block::kSteps) stay
+// near while the rows of the block pass by.
 
 #include "linear.h"
 
@@ -71,7 +71,8 @@ int64_t scratch_panels_bytes() {
 
 template <class Block>
 int64_t unit_sums(const ProductPlan& plan) {
-  return round_up(plan.block_rows, Block::kRows) / Block::kRows * Block::kSums;
+  const int64_t blocks = round_up(plan.block_rows, Block::kRows) / Block::kRows;
+  return (blocks > 2 ? blocks : 2) * Block::kSums;
 }
 
 ProductPlan plan_few(const ProductArgs& args) {
@@ -99,7 +100,11 @@ ProductPlan plan_many(const ProductArgs& args) {
   plan.block_rows = round_up((args.rows + blocks - 1) / blocks, Block::kRows);
   const int64_t bytes = plan.block_rows * steps * kDepth * kElement;
   const int64_t chunks = (bytes + kBlockBytes - 1) / kBlockBytes;
-  plan.chunk_steps = round_up((steps + chunks - 1) / chunks, kMaxSteps);
+  plan.chunk_steps = (steps + chunks - 1) / chunks;
+  if (chunks > 1 && plan.chunk_steps > Block::kSteps) {
+    plan.chunk_steps = round_up(plan.chunk_steps, Block::kSteps);
+  }
+  plan.inner_steps = chunks == 1 ? Block::kWholeSteps : Block::kSteps;
   const int64_t sums = unit_sums<Block>(plan) * static_cast<int64_t>(sizeof(float));
   const int64_t fit = kGroupBytes / sums > 1 ? kGroupBytes / sums : 1;
   plan.group_units = plan.chunk_steps < steps ? fit : 1;
@@ -165,10 +170,8 @@ void product_few(const ProductArgs& args, int64_t begin, int64_t end, void* work
     if (is_pair(args)) {
       panel_dot(args.up, args.dtype, panel, args.packed, rows, up, workspace);
     }
-    const auto sums_of = [&](int64_t r, int up_panel) {
-      return (up_panel == 0 ? sums : up) + r * kPanel;
-    };
-    finish<T, float>(args, RowLayout<1>{}, panel * kPanel, 0, rows, sums_of);
+    const Finish<T, float, RowLayout<1>> finish(args, {}, panel * kPanel, 1);
+    for (int r = 0; r < rows; ++r) finish(r, sums + r * kPanel, up + r * kPanel);
   }
 }
 
@@ -211,56 +214,93 @@ class Many {
     for (int64_t chunk = 0; chunk < steps_; chunk += plan_.chunk_steps) {
       const int64_t stop = chunk + plan_.chunk_steps < steps_ ? chunk + plan_.chunk_steps : steps_;
       for (int64_t u = 0; u < units; ++u) {
-        for (int64_t step = chunk; step < stop; step += kMaxSteps) {
+        for (int64_t step = chunk; step < stop; step += plan_.inner_steps) {
           const int64_t rest = stop - step;
-          multiply_unit(group + u, step, rest < kMaxSteps ? rest : kMaxSteps,
+          multiply_unit(group + u, step, rest < plan_.inner_steps ? rest : plan_.inner_steps,
                         sums_ + u * unit_sums_);
         }
       }
     }
   }
 
-  // Every row of the block times one unit's panels, a few steps deep.
+  // Every row of the block times one unit's panels, a few steps deep. While a block of rows is
+  // multiplied, the rows before it are finished, their weights' successors fetched, and the lines
+  // that its own results will go to.
   void multiply_unit(int64_t unit, int64_t step, int64_t steps, float* sums) {
     const int64_t left = pair_ ? unit : 2 * unit, right = pair_ ? unit : 2 * unit + 1;
+    const Weights& second = pair_ ? args_.up : args_.w;
     const bool there = right < panels_of(args_.w);
     const int64_t first = step * kDepth, columns = steps * kDepth;
     const Element* l = panel_at(args_.w, left, first, columns, scratch_);
     const Element* r = l;
-    if (there) {
-      r = panel_at(pair_ ? args_.up : args_.w, right, first, columns,
-                   scratch_ + kMaxColumns * kPanel);
-    }
-    const bool last = step + steps == steps_;
+    if (there) r = panel_at(second, right, first, columns, scratch_ + kMaxColumns * kPanel);
+
+    const bool last = step + steps == steps_, whole = steps == steps_;
+    const Finish<T, Element, RowLayout<Block::kRows>> finish(args_, next_, left * kPanel,
+                                                             pair_ ? 1 : 2);
+    const Ahead ahead = ahead_of(left, there ? right : left, first, columns);
     const Element* a = static_cast<const Element*>(args_.packed) + step * layout_.step_stride;
-    for (int64_t row = first_row_; row < last_row_; row += Block::kRows, sums += Block::kSums) {
-      const Element* block = a + row / Block::kRows * layout_.block_stride;
-      const bool finish_before = last && row > first_row_;
+    const float* done = nullptr;  // the sums of the block of rows before
+    for (int64_t row = first_row_; row < last_row_; row += Block::kRows) {
       const auto between = [&](int64_t s) {
-        if (!finish_before) return;
-        finish_rows(row - Block::kRows, unit, sums - Block::kSums, s * Block::kRows / steps,
-                    (s + 1) * Block::kRows / steps);
+        const int64_t begin = s * Block::kRows / steps, end = (s + 1) * Block::kRows / steps;
+        ahead.fetch((row - first_row_) / Block::kRows * steps + s);
+        if (!last) return;
+        for (int64_t i = begin; i < end; ++i) finish.fetch(row + i);
+        if (done != nullptr) finish_rows(finish, row - Block::kRows, done, begin, end);
       };
-      Block::multiply(block, layout_, l, r, steps, step == 0, sums, sums + Block::kSums, between);
+      // Sums that are whole go through two buffers in the first-level cache.
+      float* const own = whole ? sums + (row - first_row_) / Block::kRows % 2 * Block::kSums
+                               : sums + (row - first_row_) / Block::kRows * Block::kSums;
+      Block::multiply(a + row / Block::kRows * layout_.block_stride, layout_, l, r, steps,
+                      step == 0, own, own + Block::kSums, between);
+      if (last) Block::add_pairs(own);
+      done = own;
     }
-    if (last) {
-      finish_rows(last_row_ - Block::kRows, unit, sums - Block::kSums, 0, Block::kRows);
-    }
+    if (last) finish_rows(finish, last_row_ - Block::kRows, done, 0, Block::kRows);
   }
 
   // Rows [begin, end) of the block that starts at row `first`.
-  void finish_rows(int64_t first, int64_t unit, float* sums, int64_t begin, int64_t end) {
-    const int64_t there = args_.rows - first, rows = (end < there ? end : there) - begin;
-    if (rows <= 0) return;
-    const auto at = [&](int64_t r, int panel) { return Block::sums_at(sums, begin + r, panel); };
-    Block::add_pairs(sums, begin, rows);
-    if (pair_) {
-      return finish<T, Element>(args_, next_, unit * kPanel, first + begin, rows, at);
+  template <class Finish>
+  void finish_rows(const Finish& finish, int64_t first, const float* sums, int64_t begin,
+                   int64_t end) const {
+    if (end > args_.rows - first) end = args_.rows - first;
+    for (int64_t r = begin; r < end; ++r) {
+      finish(first + r, Block::sums_at(sums, r, 0), Block::sums_at(sums, r, 1));
     }
-    for (int panel = 0; panel < 2; ++panel) {
-      finish<T, Element>(args_, next_, (2 * unit + panel) * kPanel, first + begin, rows,
-                         [&](int64_t r, int) { return at(r, panel); });
+  }
+
+  // The weights behind those of this call, which the next one reads: a panel's columns lie
+  // together, and panels too. A share of their lines is fetched with each step; left to the first
+  // rows that need them they would be waited for, since 16 KiB take as long to come from memory
+  // as 80 steps to compute.
+  struct Ahead {
+    const char* left;
+    const char* right;
+    int64_t bytes;  // of each
+    int64_t share;  // bytes a step
+
+    void fetch(int64_t step) const {
+      const int64_t begin = step * share, end = begin + share < bytes ? begin + share : bytes;
+      for (int64_t at = begin; at < end; at += kLine) {
+        __builtin_prefetch(left + at, 0, 2);
+        __builtin_prefetch(right + at, 0, 2);
+      }
     }
+  };
+
+  Ahead ahead_of(int64_t left, int64_t right, int64_t first, int64_t columns) const {
+    const Weights& w = args_.w;
+    if (!w.panels) return {nullptr, nullptr, 0, 0};
+    const Weights& second = pair_ ? args_.up : w;
+    const int64_t calls = (last_row_ - first_row_) / Block::kRows * (columns / kDepth);
+    const int64_t bytes = panel_bytes(w, columns);
+    const int64_t share = round_up((bytes + calls - 1) / calls, kLine);
+    const bool ends = first + columns >= steps_ * kDepth;
+    // Behind a panel lies the next one; where a unit is two panels, that is the unit's own second.
+    const int64_t skip = ends && !pair_ ? panel_bytes(w, steps_ * kDepth) : 0;
+    return {panel_start(w, left) + panel_bytes(w, first + columns) + skip,
+            panel_start(second, right) + panel_bytes(second, first + columns) + skip, bytes, share};
   }
 
   // Zeros in the columns and rows of the packed result that nobody computes.

@@ -30,6 +30,7 @@ struct ProductPlan {
   int64_t workspace_bytes;  // a task needs
   int64_t block_rows;       // rows that stay in the cache while the weights pass by
   int64_t chunk_steps;      // steps of kDepth columns that do
+  int64_t inner_steps;      // steps that sums stay in registers
   int64_t group_units;      // units whose sums are kept from one chunk to the next
 };
 

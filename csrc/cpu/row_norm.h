@@ -50,8 +50,8 @@ inline F32 last_deviations(const T* row, int64_t columns, float mean) {
 template <class T>
 inline float sum_of(const T* row, int64_t columns, float mean) {
   const F32 centre = splat(mean);
-  const float sum = sum_row(
-      row, columns, [centre](F32 total, F32 value) { return total + (value - centre); });
+  const float sum =
+      sum_row(row, columns, [centre](F32 total, F32 value) { return total + (value - centre); });
   if (whole_lanes(columns) == columns) return sum;
   return sum + reduce_add(last_deviations(row, columns, mean));
 }
@@ -127,8 +127,7 @@ inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t colu
     const int64_t first = k * columns;
     const T* weight = norm.weight + first;
     if (norm.bias == nullptr) {
-      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr,
-                          {centre, scale, shift});
+      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr, {centre, scale, shift});
     } else {
       scale_row<T, true>(pieces[k], to + first, columns, weight, norm.bias + first,
                          {centre, scale, shift});

@@ -121,7 +121,7 @@ template <class T>
 void stitched_items(const StitchedTileAttentionArgs& args, const FlashTask& task) {
   const FlashScope scope;
   FlashArena arena(task.memory);
-  Flash<T> flash(arena, args.flash.head_dim, args.tile * args.tile, args.flash.scale);
+  Flash<T> flash(arena, args.flash.head_dim, args.tile * args.tile, 1, args.flash.scale);
   float* sums = arena.template take<float>(sums_size(args));
   const int64_t items = args.images * args.flash.heads * args.bands;
   for (int64_t i = task.task; i < items; i += task.tasks) {
@@ -142,7 +142,8 @@ void stitched_items(const StitchedTileAttentionArgs& args, const FlashTask& task
 }  // namespace
 
 int64_t stitched_tile_attention_bytes(const StitchedTileAttentionArgs& args) {
-  const int64_t flash = flash_bytes(args.flash.dtype, args.flash.head_dim, args.tile * args.tile);
+  const int64_t flash =
+      flash_bytes(args.flash.dtype, args.flash.head_dim, args.tile * args.tile, 1);
   return flash + (sums_size(args) * 4 + 63) / 64 * 64;
 }
 

@@ -12,7 +12,8 @@ struct TileAttentionArgs {
   int64_t tiles;
   int64_t tokens;         // of a tile; of the longest where packed
   const int64_t* starts;  // null where not packed
-  int64_t parts;          // into which the queries of a tile and head are split
+  int64_t group;          // heads that a task does at a time; divides `heads`
+  int64_t parts;          // into which the queries of a tile and group are split
 };
 
 // Bytes of working memory that a task needs.

@@ -6,6 +6,8 @@
 #include <memory>
 #include <new>
 
+#include "huge_pages.h"
+
 namespace flashvl {
 namespace {
 
@@ -28,6 +30,7 @@ void* scratch(size_t bytes) {
     memory.reset(std::aligned_alloc(64, wanted));
     if (memory == nullptr) throw std::bad_alloc();
     size = wanted;
+    advise_huge_pages(memory.get(), wanted);
   }
   return memory.get();
 }

@@ -4,6 +4,7 @@
 #include "../cpu/tile_attention.h"
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <optional>
@@ -18,6 +19,7 @@ namespace flashvl {
 namespace {
 
 constexpr const char* kOp = "tile_attention";
+constexpr int64_t kGroupBytes = 1 << 20;  // half of a second-level cache
 
 // Where each packed tile starts, and where the last one ends.
 std::vector<int64_t> starts_of(const Tensor& lengths, int64_t rows) {
@@ -35,6 +37,19 @@ std::vector<int64_t> starts_of(const Tensor& lengths, int64_t rows) {
                                 "; needs " + std::to_string(rows) + ", the rows of q");
   }
   return starts;
+}
+
+// Heads that a task does at a time: what kGroupBytes of keys and values hold, as long as the
+// threads still share the groups evenly.
+int64_t group_of(int64_t tiles, int64_t heads, int64_t head_bytes) {
+  const int64_t threads = torch::stable::get_num_threads();
+  for (const int64_t group : {4, 2}) {
+    if (heads % group == 0 && group * head_bytes <= kGroupBytes &&
+        tiles * (heads / group) % threads == 0) {
+      return group;
+    }
+  }
+  return 1;
 }
 
 Tensor tile_attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> lengths,
@@ -67,7 +82,10 @@ Tensor tile_attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> length
       pairs += count * count;
     }
   }
-  const FlashSplit split = flash_split(tiles * heads, pairs * heads * head_dim, (tokens + 31) / 32);
+  const int64_t head_bytes = 2 * tokens * head_dim * (dtype == cpu::DType::bf16 ? 2 : 4);
+  const int64_t group = group_of(tiles, heads, head_bytes);
+  const FlashSplit split =
+      flash_split(tiles * (heads / group), pairs * heads * head_dim, (tokens + 31) / 32);
   const Tensor queries = with_channels(q), keys = with_channels(k), values = with_channels(v);
   const cpu::TileAttentionArgs args = {
       .flash =
@@ -84,6 +102,7 @@ Tensor tile_attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> length
       .tiles = tiles,
       .tokens = tokens,
       .starts = lengths ? starts.data() : nullptr,
+      .group = group,
       .parts = split.parts,
   };
   flash_run(split.tasks, bytes(args), [&](const cpu::FlashTask& task) { kernel(args, task); });

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flashvl.layers import Linear, Norm
 from flashvl_kernels import backends, extension
+from flashvl_kernels.extension import advise_huge_pages
 from flashvl_kernels.packing import FORMATS, LAYOUTS, PackedWeight, pack
 from flashvl_kernels.panels import PANEL
 from flashvl_kernels.spec import REGISTRY
@@ -121,7 +122,7 @@ def fill(
                     _write(source, name, empty, dtype)
                     module.store(empty)
                     continue
-            values = torch.empty(parameter.shape, device=device, dtype=dtype)
+            values = advise_huge_pages(torch.empty(parameter.shape, device=device, dtype=dtype))
             source.write(name, values, 0)
             module._parameters[attribute] = nn.Parameter(values, requires_grad=False)
 
@@ -141,7 +142,7 @@ def _empty(
 ) -> PackedWeight:
     """A packed weight of `shape` without values."""
     one = pack(torch.ones(PANEL, shape[1], device=device, dtype=dtype), weights, layout)
-    data = one.data.new_empty((shape[0], *one.data.shape[1:]))
+    data = advise_huge_pages(one.data.new_empty((shape[0], *one.data.shape[1:])))
     scale = None if one.scale is None else one.scale.new_empty((shape[0], *one.scale.shape[1:]))
     return PackedWeight(weights, data, scale, shape, layout)
 

@@ -9,29 +9,29 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// Calls f(activation) with activation(F32) -> F32, so that loops over rows do not choose again.
-template <class Function>
-inline void with_activation(Activation activation, Function f) {
+inline F32 activated(Activation activation, F32 x) {
   switch (activation) {
     case Activation::gelu:
-      return f([](F32 x) { return gelu_erf(x); });
+      return gelu_erf(x);
     case Activation::gelu_tanh:
-      return f([](F32 x) { return gelu_tanh(x); });
+      return gelu_tanh(x);
     case Activation::silu:
     case Activation::swiglu:
-      return f([](F32 x) { return silu(x); });
+      return silu(x);
     case Activation::none:
-      return f([](F32 x) { return x; });
+      break;
   }
+  return x;
 }
 
 // kLanes columns of results: what is the same for every row. The scale is that of int8 rows (few
 // rows have it applied already); one and zero where there is none.
 template <class T>
 struct Columns {
-  int64_t first, count;
+  int64_t first = 0, count = 0;
   F32 scale, up_scale, bias;
 
+  Columns() {}
   Columns(const ProductArgs& args, int64_t column)
       : first(column), count(args.w.rows - column), bias(zero()) {
     if (count > kLanes) count = kLanes;
@@ -48,43 +48,67 @@ struct Columns {
   }
 };
 
-// Adds the residual and writes a row's results. Element and next: those of the following product,
-// for Output::packed.
+// Finishes rows of one panel's results, or of two neighbouring ones: a cache line of bf16. Element
+// and Layout: those of the following product, for Output::packed.
 template <class T, class Element, class Layout>
-inline void write(const ProductArgs& args, const Layout& next, int64_t row,
-                  const Columns<T>& columns, F32 v) {
-  const int64_t c = columns.first, n = columns.count;
-  if (args.residual != nullptr) {
-    const T* residual = static_cast<const T*>(args.residual) + row * args.residual_stride;
-    v = v + load_up_to(residual + c, n);
+class Finish {
+ public:
+  // The results of `panels` panels from column `column` on; for swiglu one, from gate and up.
+  Finish(const ProductArgs& args, const Layout& next, int64_t column, int panels)
+      : args_(args), next_(next), column_(column), count_(panels * kParts) {
+    for (int i = 0; i < count_; ++i) columns_[i] = Columns<T>(args, column + i * kLanes);
   }
-  if (args.output == Output::rows) {
-    store_up_to(static_cast<T*>(args.out) + row * args.out_stride + c, v, n);
-  } else if (args.output == Output::floats) {
-    store_up_to(static_cast<float*>(args.out) + row * args.out_stride + c, round_to<T>(v), n);
-  } else {
-    store_up_to(static_cast<Element*>(args.out) + next.at(row, c), v, n);
-  }
-}
 
-// The results of 16 columns for `rows` rows from `row` on. sums_of(r, panel) gives the 16 sums of a
-// row with the panel (0), and for swiglu with the panel of up (1).
-template <class T, class Element, class Layout, class SumsOf>
-inline void finish(const ProductArgs& args, const Layout& next, int64_t column, int64_t row,
-                   int64_t rows, SumsOf sums_of) {
-  with_activation(args.activation, [&](auto activation) {
-    for (int64_t i = 0; i < kPanel; i += kLanes) {
-      const Columns<T> columns(args, column + i);
+  // left, right: a row's 16 sums with each panel; for swiglu with gate and up.
+  void operator()(int64_t row, const float* left, const float* right) const {
+    for (int i = 0; i < count_; ++i) {
+      const Columns<T>& columns = columns_[i];
       if (columns.count <= 0) return;
-      for (int64_t r = 0; r < rows; ++r) {
-        F32 v = activation(fma(load(sums_of(r, 0) + i), columns.scale, columns.bias));
-        if (args.activation == Activation::swiglu)
-          v = v * (load(sums_of(r, 1) + i) * columns.up_scale);
-        write<T, Element>(args, next, row + r, columns, v);
-      }
+      const float* sums = i < kParts ? left + i * kLanes : right + (i - kParts) * kLanes;
+      F32 v = activated(args_.activation, fma(load(sums), columns.scale, columns.bias));
+      if (args_.activation == Activation::swiglu)
+        v = v * (load(right + i * kLanes) * columns.up_scale);
+      write(row, columns, v);
     }
-  });
-}
+  }
+
+  // Asks for the cache lines of a row's results and residual: there are as many as rows, too far
+  // apart for the hardware to foresee.
+  void fetch(int64_t row) const {
+    if (row >= args_.rows) return;
+    if (args_.output != Output::packed) {
+      __builtin_prefetch(static_cast<const T*>(args_.out) + row * args_.out_stride + column_, 1);
+    }
+    if (args_.residual != nullptr) {
+      const T* residual = static_cast<const T*>(args_.residual) + row * args_.residual_stride;
+      __builtin_prefetch(residual + column_);
+    }
+  }
+
+ private:
+  static constexpr int kParts = static_cast<int>(kPanel) / kLanes;
+
+  void write(int64_t row, const Columns<T>& columns, F32 v) const {
+    const int64_t c = columns.first, n = columns.count;
+    if (args_.residual != nullptr) {
+      const T* residual = static_cast<const T*>(args_.residual) + row * args_.residual_stride;
+      v = v + load_up_to(residual + c, n);
+    }
+    if (args_.output == Output::rows) {
+      store_up_to(static_cast<T*>(args_.out) + row * args_.out_stride + c, v, n);
+    } else if (args_.output == Output::floats) {
+      store_up_to(static_cast<float*>(args_.out) + row * args_.out_stride + c, round_to<T>(v), n);
+    } else {
+      store_up_to(static_cast<Element*>(args_.out) + next_.at(row, c), v, n);
+    }
+  }
+
+  const ProductArgs& args_;
+  const Layout next_;
+  const int64_t column_;
+  const int count_;
+  Columns<T> columns_[2 * kParts];
+};
 
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL

@@ -65,14 +65,25 @@ struct FlashQuery {
 template <class T>
 class Flash {
  public:
-  Flash(FlashArena& arena, int64_t head_dim, int64_t longest, float scale)
-      : engine_(arena, head_dim, longest),
+  // slots: the heads whose keys and values it holds at a time.
+  Flash(FlashArena& arena, int64_t head_dim, int64_t longest, int64_t slots, float scale)
+      : engine_(arena, head_dim, longest, slots),
         head_dim_(head_dim),
         factor_(__builtin_fabsf(scale) * 1.44269504f),
         sign_(scale < 0.0f ? -1.0f : 1.0f) {}
 
+  // The slot that pack() fills and queries look into; to be called only between blocks.
+  void use(int64_t slot) { engine_.use(slot); }
+
   void pack(const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t keys) {
-    engine_.pack(k, k_stride, v, v_stride, keys);
+    engine_.pack(k, k_stride, v, v_stride, keys, 0, keys);
+  }
+
+  // kPackKeys keys (at the end fewer) of `keys` from `first` on.
+  void pack_some(const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t keys,
+                 int64_t first) {
+    const int64_t last = first + kPackKeys < keys ? first + kPackKeys : keys;
+    engine_.pack(k, k_stride, v, v_stride, keys, first, last);
   }
 
   void add(const FlashQuery<T>& query) {
@@ -174,20 +185,20 @@ class Flash {
 
 // Working memory of a Flash<T>.
 template <class T>
-int64_t flash_bytes(int64_t head_dim, int64_t longest) {
+int64_t flash_bytes(int64_t head_dim, int64_t longest, int64_t slots) {
   FlashArena arena(nullptr);
-  const Flash<T> counted(arena, head_dim, longest, 1.0f);
+  const Flash<T> counted(arena, head_dim, longest, slots, 1.0f);
   return arena.used();
 }
 
-inline int64_t flash_bytes(DType dtype, int64_t head_dim, int64_t longest) {
+inline int64_t flash_bytes(DType dtype, int64_t head_dim, int64_t longest, int64_t slots) {
   switch (dtype) {
     case DType::f32:
-      return flash_bytes<float>(head_dim, longest);
+      return flash_bytes<float>(head_dim, longest, slots);
     case DType::bf16:
-      return flash_bytes<BF16>(head_dim, longest);
+      return flash_bytes<BF16>(head_dim, longest, slots);
     case DType::f16:
-      return flash_bytes<F16>(head_dim, longest);
+      return flash_bytes<F16>(head_dim, longest, slots);
   }
   return 0;
 }

@@ -81,16 +81,24 @@ class FlashFloats {
   static constexpr FlashLayout kScores = {kQueries, kLanes};
 
   template <class Arena>
-  FlashFloats(Arena& arena, int64_t head_dim, int64_t longest) : head_dim_(head_dim) {
-    keys_ = arena.template take<float>(longest * head_dim);
-    values_ = arena.template take<float>(longest * head_dim);
+  FlashFloats(Arena& arena, int64_t head_dim, int64_t longest, int64_t slots)
+      : head_dim_(head_dim), size_(longest * head_dim) {
+    all_keys_ = keys_ = arena.template take<float>(slots * size_);
+    all_values_ = values_ = arena.template take<float>(slots * size_);
     queries_ = arena.template take<float>((head_dim + kLanes) * kQueries);
     scores_ = arena.template take<float>(kKeys * kQueries);
     out_ = arena.template take<float>((head_dim + kLanes) * kQueries);
   }
 
-  void pack(const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t keys) {
-    for (int64_t i = 0; i < keys; ++i) {
+  void use(int64_t slot) {
+    keys_ = all_keys_ + slot * size_;
+    values_ = all_values_ + slot * size_;
+  }
+
+  // Keys [first, last) of `keys`.
+  void pack(const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t, int64_t first,
+            int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
       widen_row(k + i * k_stride, keys_ + i * head_dim_);
       widen_row(v + i * v_stride, values_ + i * head_dim_);
     }
@@ -161,7 +169,10 @@ class FlashFloats {
   }
 
   int64_t head_dim_;
-  float* keys_;
+  int64_t size_;
+  float* all_keys_;
+  float* all_values_;
+  float* keys_;  // of the slot in use
   float* values_;
   float* queries_;
   float* scores_;

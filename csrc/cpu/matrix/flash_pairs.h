@@ -138,26 +138,35 @@ class FlashPairs {
   static constexpr FlashLayout kScores = {kSide, kKeys * kSide};
 
   template <class Arena>
-  FlashPairs(Arena& arena, int64_t head_dim, int64_t longest)
+  FlashPairs(Arena& arena, int64_t head_dim, int64_t longest, int64_t slots)
       : head_dim_(head_dim), depth_((head_dim + 31) / 32), dims_((head_dim + kSide - 1) / kSide) {
     const int64_t key_tiles = (longest + 31) / 32 * 2;
-    keys_ = arena.template take<BF16>(key_tiles * depth_ * kPairTile);
-    values_ = arena.template take<BF16>(key_tiles / 2 * dims_ * kPairTile);
+    keys_size_ = key_tiles * depth_ * kPairTile;
+    values_size_ = key_tiles / 2 * dims_ * kPairTile;
+    all_keys_ = keys_ = arena.template take<BF16>(slots * keys_size_);
+    all_values_ = values_ = arena.template take<BF16>(slots * values_size_);
     queries_ = arena.template take<BF16>(2 * depth_ * kPairTile);
     scores_ = arena.template take<float>(kKeys * kQueries);
     out_ = arena.template take<float>(2 * dims_ * kFloatTile);
   }
 
-  void pack(const BF16* k, int64_t k_stride, const BF16* v, int64_t v_stride, int64_t keys) {
-    const int64_t padded = (keys + 31) / 32 * 32;
-    for (int64_t i = 0; i < padded; ++i) {
+  void use(int64_t slot) {
+    keys_ = all_keys_ + slot * keys_size_;
+    values_ = all_values_ + slot * values_size_;
+  }
+
+  // Keys [first, last) of `keys`; first is a multiple of kPackKeys.
+  void pack(const BF16* k, int64_t k_stride, const BF16* v, int64_t v_stride, int64_t keys,
+            int64_t first, int64_t last) {
+    const int64_t padded = (last + 31) / 32 * 32;
+    for (int64_t i = first; i < padded; ++i) {
       BF16* to = keys_ + i / kSide * depth_ * kPairTile + i % kSide * 32;
       for (int64_t s = 0; s < depth_; ++s) {
         const int64_t n = i < keys ? head_dim_ - 32 * s : 0;
         store_pairs(to + s * kPairTile, load_pairs(k + i * k_stride + 32 * s, n));
       }
     }
-    for (int64_t i = 0; i < padded; i += 32) {
+    for (int64_t i = first; i < padded; i += 32) {
       for (int64_t t = 0; t < dims_; ++t) {
         const BF16* from = v + i * v_stride + t * kSide;
         pack_values(from, v_stride, keys - i, head_dim_ - t * kSide,
@@ -238,7 +247,11 @@ class FlashPairs {
   int64_t head_dim_;
   int64_t depth_;  // tiles along the head dimension, 32 a tile
   int64_t dims_;   // and 16 a tile
-  BF16* keys_;
+  int64_t keys_size_;
+  int64_t values_size_;
+  BF16* all_keys_;
+  BF16* all_values_;
+  BF16* keys_;  // of the slot in use
   BF16* values_;
   BF16* queries_;
   float* scores_;

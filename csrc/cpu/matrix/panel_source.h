@@ -14,7 +14,7 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-constexpr int64_t kMaxSteps = 8;  // of kDepth columns: the largest scratch panel
+constexpr int64_t kMaxSteps = 48;  // of kDepth columns: the largest scratch panel
 constexpr int64_t kMaxColumns = kMaxSteps * kDepth;
 constexpr float kInt8Zero = 128.0f, kInt4Zero = 8.0f;
 
@@ -184,6 +184,18 @@ void unpack_rows(const Weights& w, int64_t panel, int64_t first, int64_t columns
       __builtin_memcpy(out + k * kPanel + 2 * c, line + k, 2 * sizeof(Element));
     }
   }
+}
+
+// Bytes of `columns` columns of a packed panel, and where a panel begins.
+inline int64_t panel_bytes(const Weights& w, int64_t columns) {
+  if (w.format == WeightFormat::int4) return columns * kPanel / 2;
+  if (w.format == WeightFormat::int8) return columns * kPanel;
+  return columns * kPanel * (w.dtype == DType::f32 ? 4 : 2);
+}
+
+inline const char* panel_start(const Weights& w, int64_t panel) {
+  const int64_t padded = w.format == WeightFormat::int4 ? w.row_stride * 2 : w.row_stride;
+  return static_cast<const char*>(w.data) + panel * panel_bytes(w, padded);
 }
 
 template <class Element>

@@ -54,6 +54,9 @@ struct FloatBlock {
   using Element = float;
   using Scope = NoScope;
   static constexpr int64_t kRows = kBlockRows;
+  static constexpr int64_t kSteps = 8,
+                           kWholeSteps =
+                               kSteps;  // 32 KiB of two panels in fp32: the first-level cache
   static constexpr int kParts = 2 * kPanel / kLanes;  // registers of a panel's step of two columns
   static constexpr int64_t kSums = kRows * 2 * 2 * kPanel;
 
@@ -79,9 +82,9 @@ struct FloatBlock {
     for (int64_t s = 0; s < steps; ++s) between(s);
   }
 
-  // Adds the sums over even and odd columns of some rows, in place: once, after the last multiply.
-  static void add_pairs(float* sums, int64_t row, int64_t rows) {
-    for (int64_t i = 2 * row; i < 2 * (row + rows); ++i) {
+  // Adds the sums over even and odd columns, in place: once, after the last multiply.
+  static void add_pairs(float* sums) {
+    for (int64_t i = 0; i < 2 * kRows; ++i) {
       float* pairs = sums + i * 2 * kPanel;
       for (int64_t c = 0; c < kPanel; ++c) pairs[c] = pairs[2 * c] + pairs[2 * c + 1];
     }
@@ -154,6 +157,8 @@ struct Bf16Block {
   using Element = BF16;
   using Scope = NoScope;
   static constexpr int64_t kRows = kBlockRows;
+  static constexpr int64_t kSteps = 16,
+                           kWholeSteps = kSteps;  // 32 KiB of two panels: the first-level cache
   static constexpr int64_t kSums = kRows * 2 * kPanel;
 
   static RowLayout<kRows> layout(int64_t columns) {
@@ -192,7 +197,7 @@ struct Bf16Block {
     for (int64_t i = 0; i < steps; ++i) between(i);
   }
 
-  static void add_pairs(float*, int64_t, int64_t) {}
+  static void add_pairs(float*) {}
 
   static const float* sums_at(const float* sums, int64_t row, int panel) {
     return sums + (row * 2 + panel) * kPanel;
