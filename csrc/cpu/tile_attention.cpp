@@ -33,6 +33,10 @@ void pack_heads(const TileAttentionArgs& args, Flash<T>& flash, const Tile& tile
   for (int64_t key = 0; key < tile.count; key += kPackKeys) {
     for (int64_t h = 0; h < args.group; ++h) {
       flash.use(h);
+      for (int64_t i = key + kPackKeys; i < key + 2 * kPackKeys && i < tile.count; ++i) {
+        fetch(flash_row<T>(k, tile.outer, tile.first + i, head + h), args.flash.head_dim);
+        fetch(flash_row<T>(v, tile.outer, tile.first + i, head + h), args.flash.head_dim);
+      }
       flash.pack_some(flash_row<T>(k, tile.outer, tile.first, head + h), k.token,
                       flash_row<T>(v, tile.outer, tile.first, head + h), v.token, tile.count, key);
     }
@@ -54,7 +58,9 @@ void tile_item(const TileAttentionArgs& args, Flash<T>& flash, int64_t item) {
     for (int64_t h = 0; h < args.group; ++h) {
       flash.use(h);
       for (int64_t i = first; i < last; ++i) {
-        flash.add({.row = flash_row<T>(args.flash.q, tile.outer, tile.first + i, head + h),
+        const T* row = flash_row<T>(args.flash.q, tile.outer, tile.first + i, head + h);
+        if (i + kQueries < tile.count) flash.expect(row + kQueries * args.flash.q.token);
+        flash.add({.row = row,
                    .keys = tile.count,
                    .out = flash_out<T>(args.flash, tile.out + i, head + h),
                    .sum = nullptr,

@@ -139,7 +139,7 @@ SAMPLES = (
     Sample("head dim 7, odd rows", lambda m: call(*_qkv(m, 1, 67, 1, 7)), "edge"),
     Sample("head dim 1", lambda m: call(*_qkv(m, 2, 5, 3, 1)), "edge"),
     Sample("one key takes all", lambda m: call(*_qkv(m, 2, 33, 2, 40, scale=30.0)), "edge"),
-    Sample("across kernel blocks", lambda m: call(*_qkv(m, 1, 130, 2, 72)), "edge"),
+    Sample("across kernel blocks", lambda m: call(*_qkv(m, 1, 130, 4, 72)), "edge"),
     Sample("head dim 200", lambda m: call(*_qkv(m, 1, 35, 1, 200)), "edge"),
     Sample("maxima that rise", lambda m: call(*_rising(m)), "edge"),
     Sample("scores of -inf", lambda m: call(*_minus_infinity(m)), "edge"),

@@ -86,7 +86,11 @@ class Flash {
     engine_.pack(k, k_stride, v, v_stride, keys, first, last);
   }
 
+  // The query at `row` will be added a block later.
+  void expect(const T* row) const { fetch(row, head_dim_); }
+
   void add(const FlashQuery<T>& query) {
+    if (query.out != nullptr) fetch(query.out, head_dim_);
     queries_[count_++] = query;
     if (count_ == kQueries) flush();
   }

@@ -9,6 +9,14 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
+// Asks for a row of n elements to come to the second-level cache.
+template <class T>
+inline void fetch(const T* row, int64_t n) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const int64_t size = n * static_cast<int64_t>(sizeof(T));
+  for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(bytes + at, 0, 2);
+}
+
 #if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16) || \
     defined(FLASHVL_LEVEL_avx512)
 #define FLASHVL_FLASH_AVX512
