@@ -47,9 +47,10 @@ bench: setup
 	@$(BIN)/flashvl-bench ops --quick
 
 # What the model benchmark is measured beside, in environments of their own: OpenVINO brings another
-# torch, llama.cpp compiles for a quarter of an hour. FLASHVL_PEERS names another folder.
+# torch, llama.cpp compiles for a quarter of an hour. FLASHVL_PEERS names another folder. torchvision
+# comes along with optimum; made for another build of torch, it fails every import of transformers.
 PEERS := $(or $(FLASHVL_PEERS),.peers)
-OPENVINO := openvino==2026.4.1 optimum-intel==2.2.0 nncf==3.4.0 torchvision==0.28.0
+OPENVINO := openvino==2026.4.1 optimum-intel==2.2.0 nncf==3.4.0
 LLAMA := llama-cpp-python==0.3.36 gguf==0.19.0
 
 peers: $(PEERS)/openvino/.stamp $(PEERS)/llama/.stamp
@@ -59,6 +60,7 @@ $(PEERS)/openvino/.stamp $(PEERS)/llama/.stamp:
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  $(if $(findstring openvino,$(@D)),'$(TORCH)' $(OPENVINO),--no-binary llama-cpp-python $(LLAMA))
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 fuzz: setup
