@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -36,10 +35,11 @@ Peers = dict[str, Contender | RemoteError]
 
 def built(config: FlashVLConfig, settings: Settings, weights: str, rows: bool) -> FlashVL:
     """Our model. rows: with its matrices as plain rows, which transformers can share."""
-    takes_layout = "layout" in inspect.signature(FlashVL.random).parameters
-    layout = {"layout": "rows"} if rows and takes_layout else {}
-    dtype = DTYPES[settings.dtype]
-    return FlashVL.random(config, SEED, dtype=dtype, weights=weights, **layout)
+    with backends.backend(settings.backend):  # which layout is the best one depends on it
+        return FlashVL.random(
+            config, SEED, dtype=DTYPES[settings.dtype], weights=weights,
+            layout="rows" if rows else "auto",
+        )  # fmt: skip
 
 
 def _ours(settings: Settings, run: Callable[[], Any]) -> Contender:
