@@ -1,5 +1,6 @@
-// The matrix products of flash.h for bf16 at the levels with matrix instructions: AMX tiles, or
-// vdpbf16ps on the same layouts. Both multiply pairs of neighbours along the summed axis.
+// The matrix products of flash.h for bf16 on AMX tiles, which multiply pairs of neighbours along
+// the summed axis. (vdpbf16ps on the same layouts ran at half the speed of fp32 fmas: at level
+// avx512_bf16 the products are FlashFloats'.)
 //
 // Scores are computed as K Q^T and outputs as V^T P, with queries in the columns: what the first
 // product leaves is, two rows rounded into one, the second operand of the second. Everything is
@@ -12,8 +13,9 @@
 //             [2][keys/32]     tiles of 16 pairs of keys x 16 queries, in the same place
 //   out       [2][D/16]        tiles of 16 dims x 16 queries, fp32
 //
-// Bound by the tile unit and the exponentials alike: 16 cycles of tdpbf16ps and about as many
-// vector instructions for 256 scores and 32 dims.
+// Bound by the tile unit (a third of the time), what it waits for (a third: stores of its results,
+// keys and values from the second-level cache) and the exponentials (a fifth, and not to be hidden
+// behind the tiles: docs/ladders/attention.md).
 #pragma once
 
 #include "flash_softmax.h"

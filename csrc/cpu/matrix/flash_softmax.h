@@ -13,7 +13,7 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 constexpr int kQueries = 32;  // of a block: two AMX tiles, and the lanes of two AVX-512 registers
-constexpr int64_t kPackKeys = 32;
+constexpr int64_t kPackKeys = 32;  // packed at a time: the depth of a tile
 constexpr int kQueryVectors = kQueries / kLanes;
 
 // A [rows, kQueries] array of floats: how far apart rows and vectors of queries lie.
