@@ -17,6 +17,7 @@ PROBE = """
 import json, re, sys
 import torch
 from flashvl import FlashVL, checkpoint, parameters
+from flashvl_kernels import packing
 
 def memory(kind):
     # Not ru_maxrss: a new process starts with its parent's.
@@ -25,6 +26,7 @@ def memory(kind):
 # The blocks are fixed, 1 % of a 2 B model; this one is 1/40 of it.
 checkpoint.MAPPED_BYTES >>= 4
 parameters.BLOCK_BYTES >>= 4
+packing.CHUNK_ELEMENTS >>= 4
 kind = {"weights": sys.argv[3], "layout": sys.argv[4]}
 FlashVL.from_pretrained(sys.argv[1], **kind)  # imports, allocator and thread pools
 before = memory("VmRSS")
