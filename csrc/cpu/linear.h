@@ -24,19 +24,24 @@ enum class Output : int { rows, packed, floats };
 // How a product is cut up; product_plan fills it in.
 struct ProductPlan {
   bool few;                 // few enough rows for few_rows.h
-  int64_t units;            // what threads share: 16 or 32 columns of the result each
+  int64_t units;            // 16 or 32 columns of the result each
+  int64_t tasks;            // what threads share: row_parts times as many ranges of units
+  int64_t row_parts;        // ranges of blocks of rows
   int64_t packed_rows;      // rows of packed memory, with padding
   int64_t packed_bytes;     // of all packed rows
   int64_t workspace_bytes;  // a task needs
   int64_t block_rows;       // rows that stay in the cache while the weights pass by
   int64_t chunk_steps;      // steps of kDepth columns that do
   int64_t inner_steps;      // steps that sums stay in registers
-  int64_t group_units;      // units whose sums are kept from one chunk to the next
+  int64_t group_units;      // units that take turns at a chunk
+  int64_t sum_units;        // units whose sums are kept
+  int64_t finish_rows;      // rows to finish while a block of rows is multiplied
 };
 
 struct ProductArgs {
   ProductPlan plan;
   DType dtype;
+  int64_t threads;  // to plan for
   int64_t rows;
   const void* packed;  // the activations, as pack_rows left them
   Weights w;
@@ -72,8 +77,8 @@ FLASHVL_DECLARE_KERNEL(PlanProduct, product_plan)
 using PackRows = void(const PackArgs& args, int64_t begin, int64_t end);
 FLASHVL_DECLARE_KERNEL(PackRows, pack_rows)
 
-// Computes units [begin, end). The workspace is the task's own and aligned to 64.
-using Product = void(const ProductArgs& args, int64_t begin, int64_t end, void* workspace);
+// Computes the share of one of plan.tasks. The workspace is the task's own and aligned to 64.
+using Product = void(const ProductArgs& args, int64_t task, void* workspace);
 FLASHVL_DECLARE_KERNEL(Product, product)
 
 }  // namespace flashvl::cpu

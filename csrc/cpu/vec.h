@@ -4,6 +4,7 @@
 //   zero() splat(v)  a + b  -  *  /      lane by lane
 //   fma(a, b, c)                         a * b + c (rounded once, except at level scalar)
 //   min(a, b) max(a, b)                  b where either is NaN
+//   reciprocal(d)                        1 / d for d from 1 to infinity
 //   abs(a) sqrt(a) round(a)              round: to the nearest integer, ties to even
 //   scale_by_power(a, n)                 a * 2^n for whole n in [-252, 254]; underflow to zero
 //   Mask, less(a, b), is_nan(a)          comparisons lane by lane; NaN is less than nothing
@@ -14,6 +15,7 @@
 //   store(p, a) store_some(p, a, n)      rounds to nearest even; NaN stays NaN
 //   Two, load_two(p) store_two(p, two)   2 * kLanes elements in an order of the level's choice:
 //                                        bf16 needs fewer instructions so than as two vectors
+//   store_both(p, a, b)                  a, then b; bf16 subnormals may become zeros
 //   round_to<T>(a)                       the value a store and a load of T would give
 //   for_lanes(columns, f)                f(first, n) for each run of n <= kLanes columns
 //

@@ -50,6 +50,7 @@ Tensor linear(Tensor x, Tensor w_data, std::optional<Tensor> w_scale, std::strin
   const cpu::ProductArgs product = {
       .plan = {},
       .dtype = dtype,
+      .threads = 0,
       .rows = x_rows.count,
       .packed = nullptr,
       .w = w.weights,

@@ -152,9 +152,10 @@ class Parts {
   int64_t size_ = 0;
 };
 
-cpu::ProductPlan planned(const cpu::ProductArgs& product) {
+void plan(cpu::ProductArgs& product) {
   static cpu::PlanProduct* const kernel = FLASHVL_SELECT(cpu::PlanProduct, product_plan);
-  return kernel(product);
+  product.threads = torch::stable::get_num_threads();
+  product.plan = kernel(product);
 }
 
 cpu::PackArgs pack_args(const cpu::ProductArgs& product, const Rows& x, const NormTensors& norm) {
@@ -180,33 +181,25 @@ void pack(const cpu::PackArgs& args) {
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-int64_t tasks(const cpu::ProductArgs& product) {
-  const int64_t threads = torch::stable::get_num_threads();
-  return std::max<int64_t>(1, std::min(threads, product.plan.units));
-}
-
-int64_t workspace_bytes(const cpu::ProductArgs& product) {
-  return tasks(product) * round_up(product.plan.workspace_bytes, kLine);
+int64_t workspace_bytes(const cpu::ProductPlan& plan) {
+  return plan.tasks * round_up(plan.workspace_bytes, kLine);
 }
 
 void run(const cpu::ProductArgs& product, char* workspace) {
   static cpu::Product* const kernel = FLASHVL_SELECT(cpu::Product, product);
-  const int64_t count = tasks(product), units = product.plan.units;
   const int64_t bytes = round_up(product.plan.workspace_bytes, kLine);
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      kernel(product, units * t / count, units * (t + 1) / count, workspace + t * bytes);
-    }
+  torch::stable::parallel_for(0, product.plan.tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) kernel(product, task, workspace + task * bytes);
   });
 }
 
 }  // namespace
 
 void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) {
-  product.plan = planned(product);
+  plan(product);
   Parts parts;
   const int64_t packed = parts.add(product.plan.packed_bytes);
-  const int64_t workspace = parts.add(workspace_bytes(product));
+  const int64_t workspace = parts.add(workspace_bytes(product.plan));
   char* const memory = parts.allocate();
   cpu::PackArgs rows = pack_args(product, x, norm);
   product.packed = rows.packed = memory + packed;
@@ -218,15 +211,16 @@ void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) 
 // rows (int8 activations share a scale), so they pass through fp32.
 void multiply_twice(const Rows& x, const NormTensors& norm, cpu::ProductArgs first,
                     cpu::ProductArgs second) {
-  first.plan = planned(first);
-  second.plan = planned(second);
+  plan(first);
+  plan(second);
   const bool few = first.plan.few;
   const int64_t width = first.w.rows;
   Parts parts;
   const int64_t packed = parts.add(first.plan.packed_bytes);
   const int64_t floats = parts.add(few ? first.rows * width * 4 : 0);
   const int64_t packed_again = parts.add(second.plan.packed_bytes);
-  const int64_t workspace = parts.add(std::max(workspace_bytes(first), workspace_bytes(second)));
+  const int64_t workspace =
+      parts.add(std::max(workspace_bytes(first.plan), workspace_bytes(second.plan)));
   char* const memory = parts.allocate();
 
   cpu::PackArgs rows = pack_args(first, x, norm);

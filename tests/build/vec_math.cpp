@@ -135,6 +135,13 @@ void words() {
   expect("max(1, NaN)", first(max(one, nan)), kNaN);
   expect("abs(-0)", first(abs(splat(-0.0f))), 0.0f);
   expect("abs(-inf)", first(abs(splat(-kInf))), kInf);
+  expect("reciprocal(1)", first(reciprocal(one)), 1.0f);
+  expect("reciprocal(inf)", first(reciprocal(splat(kInf))), 0.0f);
+  expect("reciprocal(NaN)", first(reciprocal(nan)), kNaN);
+  for (float d = 1.0f; d < kHuge / 1.1f; d *= 1.1f) {
+    const double exact = 1.0 / d, ulps = std::fabs(first(reciprocal(splat(d))) - exact);
+    if (ulps > 1.5 * last_place(0.0, exact)) std::printf("FAILED reciprocal(%g)\n", d);
+  }
   const float halves[][2] = {
       {0.5f, 0.0f},     {1.5f, 2.0f},  {2.5f, 2.0f},  {-2.5f, -2.0f},
       {-1.5f, -2.0f},   {0.49f, 0.0f}, {2.51f, 3.0f}, {8388609.0f, 8388609.0f},

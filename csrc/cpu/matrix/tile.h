@@ -4,6 +4,7 @@
 //   Tiles scope(rows);                the same with fewer rows in tiles 0 to 5; 6 and 7 keep 16
 //   tile_zero<t>()                    all zero
 //   tile_load<t>(p, stride)           16 rows of 64 bytes, `stride` bytes apart
+//   tile_load_once<t>(p, stride)      the same of memory that the first-level cache need not keep
 //   tile_store<t>(p, stride)
 //   tile_dot_bf16<c, a, b>()          c (16 x 16 fp32) += a (16 rows x 32 bf16) times b; row r of b
 //                                     holds (k = 2r, 2r + 1) of 16 columns: a bf16 weight panel
@@ -75,6 +76,12 @@ template <int t>
 inline void tile_load(const void* p, int64_t stride) {
   tile_touch<t>(p, stride);
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(t) : "memory");
+}
+
+template <int t>
+inline void tile_load_once(const void* p, int64_t stride) {
+  tile_touch<t>(p, stride);
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(t) : "memory");
 }
 
 template <int t>

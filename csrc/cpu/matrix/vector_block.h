@@ -54,9 +54,7 @@ struct FloatBlock {
   using Element = float;
   using Scope = NoScope;
   static constexpr int64_t kRows = kBlockRows;
-  static constexpr int64_t kSteps = 8,
-                           kWholeSteps =
-                               kSteps;  // 32 KiB of two panels in fp32: the first-level cache
+  static constexpr int64_t kSteps = 8;  // 32 KiB of two panels in fp32: the first-level cache
   static constexpr int kParts = 2 * kPanel / kLanes;  // registers of a panel's step of two columns
   static constexpr int64_t kSums = kRows * 2 * 2 * kPanel;
 
@@ -157,8 +155,7 @@ struct Bf16Block {
   using Element = BF16;
   using Scope = NoScope;
   static constexpr int64_t kRows = kBlockRows;
-  static constexpr int64_t kSteps = 16,
-                           kWholeSteps = kSteps;  // 32 KiB of two panels: the first-level cache
+  static constexpr int64_t kSteps = 16;  // 32 KiB of two panels: the first-level cache
   static constexpr int64_t kSums = kRows * 2 * kPanel;
 
   static RowLayout<kRows> layout(int64_t columns) {

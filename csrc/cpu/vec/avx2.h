@@ -19,6 +19,7 @@ inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.lanes, b.lanes)}; }
 inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.lanes, b.lanes)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline F32 reciprocal(F32 d) { return splat(1.0f) / d; }
 inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.lanes, b.lanes)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
 inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.lanes)}; }
@@ -130,6 +131,12 @@ inline void store_some(T* p, F32 a, int64_t n) {
   T buffer[kLanes];
   store(buffer, a);
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+template <class T>
+inline void store_both(T* p, F32 a, F32 b) {
+  store(p, a);
+  store(p + kLanes, b);
 }
 
 struct Two {

@@ -94,6 +94,7 @@ inline F32 operator/(F32 a, F32 b) {
 
 inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 
+inline F32 reciprocal(F32 d) { return splat(1.0f) / d; }
 inline F32 min(F32 a, F32 b) {
   for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
   return b;
@@ -127,7 +128,8 @@ inline F32 round(F32 a) {
 // In two steps, so that each power is a normal number.
 inline F32 scale_by_power(F32 a, F32 n) {
   for (int i = 0; i < kLanes; ++i) {
-    const int whole = static_cast<int>(n.lane[i]), half = whole >> 1;
+    const bool number = n.lane[i] == n.lane[i];  // a NaN has no integer; a is NaN too then
+    const int whole = number ? static_cast<int>(n.lane[i]) : 0, half = whole >> 1;
     const float first = float_of(static_cast<uint32_t>(half + 127) << 23);
     a.lane[i] = a.lane[i] * first * float_of(static_cast<uint32_t>(whole - half + 127) << 23);
   }
@@ -195,6 +197,12 @@ inline void store_some(T* p, F32 a, int64_t n) {
 template <class T>
 inline void store(T* p, F32 a) {
   store_some(p, a, kLanes);
+}
+
+template <class T>
+inline void store_both(T* p, F32 a, F32 b) {
+  store(p, a);
+  store(p + kLanes, b);
 }
 
 struct Two {
