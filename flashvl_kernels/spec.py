@@ -221,7 +221,7 @@ class OpSpec:
         if torch.compiler.is_compiling():
             return self.op(*args)
         device = backends.device_of(args)
-        if _intercepted(args, device):
+        if intercepted(args, device):
             return self.op(*args)
         self._validate(args, device)
         kernel = backends.choose(self, args, device)
@@ -321,7 +321,7 @@ def _needs_grad(args: tuple[Any, ...]) -> bool:
     return False
 
 
-def _intercepted(args: tuple[Any, ...], device: str) -> bool:
+def intercepted(args: tuple[Any, ...], device: str) -> bool:
     """Something wants to see the call: a mode, a functorch transform, autocast, or a subclass of
     Tensor among the arguments (fake, functional, or a user's)."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():

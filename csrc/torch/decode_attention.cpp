@@ -15,6 +15,7 @@
 
 #include "../cpu/dispatch/dispatch.h"
 #include "scratch.h"
+#include "tape.h"
 #include "tensors.h"
 
 namespace flashvl {
@@ -71,15 +72,15 @@ Plan plan(const int64_t* lengths, int64_t batch, int64_t capacity, int64_t kv_he
   return sum;
 }
 
-Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths,
-                        std::optional<double> scale) {
+Tensor decode_attention_into(const std::optional<Tensor>& result, Tensor q, Tensor k_cache,
+                             Tensor v_cache, Tensor lengths, std::optional<double> scale) {
   static cpu::DecodeAttentionTasks* const tasks =
       FLASHVL_SELECT(cpu::DecodeAttentionTasks, decode_attention_tasks);
   static cpu::DecodeAttentionPairs* const pairs =
       FLASHVL_SELECT(cpu::DecodeAttentionPairs, decode_attention_pairs);
   const cpu::DType dtype = dtype_of(kOp, "q", q);
   check(q, k_cache, v_cache, lengths);
-  Tensor out = empty(q, q.sizes());
+  Tensor out = result_or_empty(kOp, result, q, q.sizes());
   const int64_t batch = q.size(0), heads = q.size(1), head_dim = q.size(2);
   const int64_t kv_heads = k_cache.size(1), group = heads / kv_heads;
   if (batch == 0 || heads == 0 || head_dim == 0) return out;
@@ -128,6 +129,11 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths
   torch::stable::parallel_for(0, batch * kv_heads, row_grain(group * head_dim),
                               [&](int64_t begin, int64_t end) { pairs(args, begin, end); });
   return out;
+}
+
+Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths,
+                        std::optional<double> scale) {
+  return taped(decode_attention_into, q, k_cache, v_cache, lengths, scale);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "product.h"
+#include "tape.h"
 #include "tensors.h"
 
 namespace flashvl {
@@ -23,10 +24,11 @@ cpu::Activation activation_of(const std::optional<std::string>& name) {
                               "'; needs gelu, gelu_tanh, silu or None");
 }
 
-Tensor linear(Tensor x, Tensor w_data, std::optional<Tensor> w_scale, std::string w_format,
-              int64_t w_columns, std::optional<Tensor> bias, std::optional<std::string> activation,
-              std::optional<Tensor> residual, std::optional<Tensor> norm_weight,
-              std::optional<Tensor> norm_bias, double norm_eps) {
+Tensor linear_into(const std::optional<Tensor>& out, Tensor x, Tensor w_data,
+                   std::optional<Tensor> w_scale, std::string w_format, int64_t w_columns,
+                   std::optional<Tensor> bias, std::optional<std::string> activation,
+                   std::optional<Tensor> residual, std::optional<Tensor> norm_weight,
+                   std::optional<Tensor> norm_bias, double norm_eps) {
   const cpu::DType dtype = dtype_of("linear", "x", x);
   if (x.dim() == 0) throw std::invalid_argument("linear: x is a scalar; needs [..., K]");
   const int64_t channels = x.size(x.dim() - 1);
@@ -42,7 +44,7 @@ Tensor linear(Tensor x, Tensor w_data, std::optional<Tensor> w_scale, std::strin
     check_shape("linear", "residual", *residual, {shape.data(), shape.size()});
   }
 
-  Tensor y = empty(x, {shape.data(), shape.size()});
+  Tensor y = result_or_empty("linear", out, x, {shape.data(), shape.size()});
   const Rows x_rows = as_rows(x);
   const Rows y_rows = as_rows(residual ? *residual : y);
   if (x_rows.count == 0 || outputs == 0) return y;
@@ -65,6 +67,14 @@ Tensor linear(Tensor x, Tensor w_data, std::optional<Tensor> w_scale, std::strin
   };
   multiply(x_rows, norm, product);
   return y;
+}
+
+Tensor linear(Tensor x, Tensor w_data, std::optional<Tensor> w_scale, std::string w_format,
+              int64_t w_columns, std::optional<Tensor> bias, std::optional<std::string> activation,
+              std::optional<Tensor> residual, std::optional<Tensor> norm_weight,
+              std::optional<Tensor> norm_bias, double norm_eps) {
+  return taped(linear_into, x, w_data, w_scale, w_format, w_columns, bias, activation, residual,
+               norm_weight, norm_bias, norm_eps);
 }
 
 }  // namespace

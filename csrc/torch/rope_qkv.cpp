@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "../cpu/dispatch/dispatch.h"
+#include "tape.h"
 #include "tensors.h"
 
 namespace flashvl {
@@ -51,7 +52,8 @@ int64_t head_dim_of(const Tensor& qkv, int64_t heads, int64_t kv_heads) {
 }
 
 Call prepare(const Tensor& qkv, const Tensor& cos, const Tensor& sin,
-             const std::optional<Tensor>& positions, int64_t heads, int64_t kv_heads) {
+             const std::optional<Tensor>& positions, int64_t heads, int64_t kv_heads,
+             const std::optional<Tensor>& q = std::nullopt) {
   const cpu::DType dtype = dtype_of(kOp, "qkv", qkv), table_dtype = dtype_of(kOp, "cos", cos);
   const int64_t head_dim = head_dim_of(qkv, heads, kv_heads), rows = qkv.size(0);
   if (table_dtype != cpu::DType::f32) check_like(kOp, "cos", cos, qkv);
@@ -72,8 +74,13 @@ Call prepare(const Tensor& qkv, const Tensor& cos, const Tensor& sin,
     throw std::invalid_argument("rope_qkv: qkv has more rows than cos and no positions");
   }
   const std::array<int64_t, 3> shape = {rows, heads, head_dim};
-  Call call = {
-      as_rows(qkv), as_rows(cos), as_rows(sin), kept, head_dim, empty(qkv, {shape.data(), 3}), {}};
+  Call call = {as_rows(qkv),
+               as_rows(cos),
+               as_rows(sin),
+               kept,
+               head_dim,
+               result_or_empty(kOp, q, qkv, {shape.data(), 3}),
+               {}};
   call.args = {
       .dtype = dtype,
       .table_dtype = table_dtype,
@@ -121,10 +128,10 @@ cpu::RopeTarget target(const Tensor& cache) {
   return {cache.mutable_data_ptr(), strides[0], strides[1], strides[2], strides[3]};
 }
 
-Tensor rope_qkv_cached(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> positions,
-                       int64_t heads, int64_t kv_heads, Tensor k_cache, Tensor v_cache,
-                       Tensor slots) {
-  Call call = prepare(qkv, cos, sin, positions, heads, kv_heads);
+Tensor rope_qkv_cached_into(const std::optional<Tensor>& q, Tensor qkv, Tensor cos, Tensor sin,
+                            std::optional<Tensor> positions, int64_t heads, int64_t kv_heads,
+                            Tensor k_cache, Tensor v_cache, Tensor slots) {
+  Call call = prepare(qkv, cos, sin, positions, heads, kv_heads, q);
   check_like(kOp, "k_cache", k_cache, qkv);
   check_like(kOp, "v_cache", v_cache, qkv);
   check_index(kOp, "slots", slots);
@@ -143,6 +150,13 @@ Tensor rope_qkv_cached(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor>
   call.args.v = target(v_cache);
   run(call);
   return call.q;
+}
+
+Tensor rope_qkv_cached(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> positions,
+                       int64_t heads, int64_t kv_heads, Tensor k_cache, Tensor v_cache,
+                       Tensor slots) {
+  return taped(rope_qkv_cached_into, qkv, cos, sin, positions, heads, kv_heads, k_cache, v_cache,
+               slots);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "product.h"
+#include "tape.h"
 #include "tensors.h"
 
 namespace flashvl {
@@ -21,10 +22,11 @@ void check_halves(const cpu::Weights& gate_up, const cpu::Weights& down, int64_t
   }
 }
 
-Tensor swiglu_mlp(Tensor x, Tensor norm_weight, double norm_eps, Tensor gate_up_data,
-                  std::optional<Tensor> gate_up_scale, std::string gate_up_format,
-                  int64_t gate_up_columns, Tensor down_data, std::optional<Tensor> down_scale,
-                  std::string down_format, int64_t down_columns) {
+Tensor swiglu_mlp_into(const std::optional<Tensor>& out, Tensor x, Tensor norm_weight,
+                       double norm_eps, Tensor gate_up_data, std::optional<Tensor> gate_up_scale,
+                       std::string gate_up_format, int64_t gate_up_columns, Tensor down_data,
+                       std::optional<Tensor> down_scale, std::string down_format,
+                       int64_t down_columns) {
   const char* op = "swiglu_mlp";
   const cpu::DType dtype = dtype_of(op, "x", x);
   if (x.dim() == 0) throw std::invalid_argument("swiglu_mlp: x is a scalar; needs [..., C]");
@@ -37,7 +39,7 @@ Tensor swiglu_mlp(Tensor x, Tensor norm_weight, double norm_eps, Tensor gate_up_
   check_halves(gate_up.weights, down.weights, channels);
   const NormTensors norm = as_norm(op, norm_weight, std::nullopt, norm_eps, x);
 
-  Tensor y = empty(x, x.sizes());
+  Tensor y = result_or_empty(op, out, x, x.sizes());
   const Rows rows = as_rows(x);
   if (rows.count == 0 || channels == 0) return y;
 
@@ -57,6 +59,14 @@ Tensor swiglu_mlp(Tensor x, Tensor norm_weight, double norm_eps, Tensor gate_up_
   second.out_stride = channels;
   multiply_twice(rows, norm, first, second);
   return y;
+}
+
+Tensor swiglu_mlp(Tensor x, Tensor norm_weight, double norm_eps, Tensor gate_up_data,
+                  std::optional<Tensor> gate_up_scale, std::string gate_up_format,
+                  int64_t gate_up_columns, Tensor down_data, std::optional<Tensor> down_scale,
+                  std::string down_format, int64_t down_columns) {
+  return taped(swiglu_mlp_into, x, norm_weight, norm_eps, gate_up_data, gate_up_scale,
+               gate_up_format, gate_up_columns, down_data, down_scale, down_format, down_columns);
 }
 
 }  // namespace

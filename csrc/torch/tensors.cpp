@@ -143,4 +143,13 @@ Tensor empty(const Tensor& like, IntHeaderOnlyArrayRef shape) {
   return out;
 }
 
+Tensor result_or_empty(const char* op, const std::optional<Tensor>& result, const Tensor& like,
+                       IntHeaderOnlyArrayRef shape) {
+  if (!result) return empty(like, shape);
+  check_like(op, "the result", *result, like);
+  check_shape(op, "the result", *result, shape);
+  if (!result->is_contiguous()) refuse(op, "the result", "is not contiguous");
+  return *result;
+}
+
 }  // namespace flashvl

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "../cpu/types.h"
 
@@ -44,5 +45,9 @@ void check_shape(const char* op, const char* name, const Tensor& tensor,
 
 // A contiguous uninitialised tensor in the dtype of `like`.
 Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape);
+
+// `result` where there is one, which must have that shape, dtype and be contiguous; else empty.
+Tensor result_or_empty(const char* op, const std::optional<Tensor>& result, const Tensor& like,
+                       torch::headeronly::IntHeaderOnlyArrayRef shape);
 
 }  // namespace flashvl

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flashvl_kernels as fvk
+from flashvl import step_tape
 from flashvl.config import DecoderConfig
 from flashvl.layers import Linear, Norm, Part
 from flashvl_kernels.cache import KVCache
@@ -141,6 +143,11 @@ class Decoder(Part):
         Returns the state of the last row of each span, [spans, dim].
         """
         self._check_position(max(span.end for span in spans))
+        if all(span.count == 1 for span in spans) and _is_whole(spans, cache):
+            x = step_tape.run(self.layers, rows, cache, partial(self._one_row_each, cache))
+            if x is not None:
+                cache.append(1)
+                return x
         step = _Step(self, spans, cache, rows.device)
         last = len(self.layers) - 1
         x = rows
@@ -148,6 +155,20 @@ class Decoder(Part):
             x = layer(x, step.attend(index, index == last), step.last if index == last else None)
         for span in spans:
             cache.lengths[span.sequence] = span.end
+        return x
+
+    def _one_row_each(self, cache: KVCache, rows: Tensor, at: step_tape.Indices) -> Tensor:
+        """The layers of a decode step: ops of flashvl_kernels on one row a sequence."""
+        cos, sin = self.rope(rows.device)
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+
+        def attend(kv: tuple[Tensor, Tensor], qkv: Tensor) -> Tensor:
+            q = fvk.rope_qkv(qkv, cos, sin, at.positions, heads, kv_heads, kv, at.slots)
+            return fvk.decode_attention(q, kv, at.lengths).flatten(1)
+
+        x = rows
+        for index, layer in enumerate(self.layers):
+            x = layer(x, partial(attend, cache.layer(index)))
         return x
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -179,6 +200,11 @@ class Decoder(Part):
             )
 
 
+def _is_whole(spans: Sequence[Span], cache: KVCache) -> bool:
+    """The spans are those of all sequences of the cache, in order."""
+    return [span.sequence for span in spans] == list(range(cache.batch))
+
+
 class _Step:
     """Where the rows of one `extend` stand: positions, cache slots, last rows."""
 
@@ -197,7 +223,7 @@ class _Step:
         if not self.single:
             counts = torch.tensor([span.count for span in spans], device=device)
             self.last = counts.cumsum(0) - 1
-        self.whole = [span.sequence for span in spans] == list(range(cache.batch))
+        self.whole = _is_whole(spans, cache)
 
     def attend(self, index: int, only_last: bool) -> Callable[[Tensor], Tensor]:
         """The attention of layer `index`; with `only_last`, of the last row of each span."""
