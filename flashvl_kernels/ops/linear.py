@@ -177,6 +177,24 @@ SAMPLES = (
         "bf16 packed",
         lambda m: call(m.normal(2, 64), pack(m.normal(24, 64, scale=0.125), "bf16")),
     ),
+    # Rows and whole groups of 128 columns that the tile registers take at level amx: an odd and an
+    # even number of groups, and one.
+    Sample(
+        "int8 panels, eight rows of three groups",
+        lambda m: _everything(m, 8, 384, 48, "silu", "int8", "panels"),
+    ),
+    Sample(
+        "int8 panels, three rows of one group",
+        lambda m: call(m.normal(3, 128), _weight(m, 32, 128, "int8", "panels")),
+    ),
+    Sample(
+        "int4 panels, five rows of four groups",
+        lambda m: _everything(m, 5, 512, 48, "gelu", "int4", "panels"),
+    ),
+    Sample(
+        "int4 panels, seven rows of five groups",
+        lambda m: call(m.normal(7, 640), _weight(m, 16, 640, "int4", "panels")),
+    ),
     Sample("odd sizes", lambda m: call(m.normal(5, 77), _weight(m, 13, 77), m.normal(13)), "edge"),
     Sample("one by one", lambda m: call(m.normal(1, 1), m.normal(1, 1), m.normal(1)), "edge"),
     Sample("one axis", lambda m: call(m.normal(130), _weight(m, 24, 130)), "edge"),
@@ -198,7 +216,7 @@ SAMPLES = (
     Sample(
         # Two blocks of rows, chunks of columns, and more outputs than a group of sums holds.
         "many rows, columns and outputs",
-        lambda m: call(m.normal(530, 1300), _weight(m, 603, 1300), m.normal(603)),
+        lambda m: call(m.normal(530, 2600), _weight(m, 603, 2600), m.normal(603)),
         "edge",
     ),
     Sample(

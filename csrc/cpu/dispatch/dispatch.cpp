@@ -30,7 +30,7 @@ const std::vector<LevelInfo>& levels() {
   static const Names avx512 =
       with(avx2, {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
   static const Names avx512_bf16 = with(avx512, {"avx512_bf16"});
-  static const Names amx = with(avx512_bf16, {"amx_tile", "amx_bf16"});
+  static const Names amx = with(avx512_bf16, {"amx_tile", "amx_bf16", "amx_int8"});
   static const std::vector<LevelInfo> infos = {{"scalar", {}},
                                                {"avx2", avx2},
                                                {"avx512", avx512},

@@ -97,6 +97,8 @@ inline __m256i add_halves(__m256i sum, __m256i w, __m256i x_even, __m256i x_odd)
   return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, x_odd));
 }
 
+inline int64_t four_at(int64_t i) { return 8 * i; }
+
 inline void add_panel(Sums& sums, Bytes w, const uint8_t* x) {
   int32_t even, odd;
   __builtin_memcpy(&even, x, sizeof even);

@@ -91,6 +91,7 @@ inline Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline Bytes load_bytes(const uint8_t* p, int64_t n) {
   return {_mm512_maskz_loadu_epi8((uint64_t{1} << n) - 1, p)};
 }
+inline void store_bytes(uint8_t* p, Bytes b) { _mm512_storeu_si512(p, b.lanes); }
 inline Bytes flip_top(Bytes b) {
   return {_mm512_xor_si512(b.lanes, _mm512_set1_epi8(static_cast<char>(0x80)))};
 }
@@ -112,10 +113,13 @@ inline Sums operator+(Sums a, Sums b) {
   return {_mm512_add_epi32(a.high, b.high), _mm512_add_epi32(a.low, b.low)};
 }
 
+// 64 columns' high parts, then their low parts: rows of a tile, at level amx.
+inline int64_t four_at(int64_t i) { return i / 16 * 2 * kStepBytes + i % 16 * 4; }
+
 inline void add_panel(Sums& sums, Bytes w, const uint8_t* x) {
   int32_t high, low;
   __builtin_memcpy(&high, x, sizeof high);
-  __builtin_memcpy(&low, x + sizeof high, sizeof low);
+  __builtin_memcpy(&low, x + kStepBytes, sizeof low);
   sums.high = _mm512_dpbusd_epi32(sums.high, w.lanes, _mm512_set1_epi32(high));
   sums.low = _mm512_dpbusd_epi32(sums.low, w.lanes, _mm512_set1_epi32(low));
 }
@@ -130,6 +134,13 @@ inline void finish(Sums sums, F32 (&out)[kParts]) {
   out[0] = {_mm512_cvtepi32_ps(whole)};
 }
 
+// 16 sums whose two parts are in memory, on top of `offset`.
+inline F32 joined(const int32_t* high, const int32_t* low, int32_t offset) {
+  const __m512i start = _mm512_add_epi32(_mm512_loadu_si512(low), _mm512_set1_epi32(offset));
+  const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(_mm512_loadu_si512(high), 7), start);
+  return {_mm512_cvtepi32_ps(whole)};
+}
+
 inline void split(const int16_t* q, int8_t* high, int8_t* low) {
   for (int i = 0; i < kStepBytes; ++i) {
     high[i] = static_cast<int8_t>((q[i] + 64) >> 7);
@@ -141,14 +152,7 @@ inline void encode_row(const int16_t* q, uint8_t* x) {
   split(q, reinterpret_cast<int8_t*>(x), reinterpret_cast<int8_t*>(x) + kStepBytes);
 }
 
-inline void encode_panel(const int16_t* q, uint8_t* x) {
-  int8_t high[kStepBytes], low[kStepBytes];
-  split(q, high, low);
-  for (int i = 0; i < kStepBytes; i += 4) {
-    __builtin_memcpy(x + 2 * i, high + i, 4);
-    __builtin_memcpy(x + 2 * i + 4, low + i, 4);
-  }
-}
+inline void encode_panel(const int16_t* q, uint8_t* x) { encode_row(q, x); }
 
 template <int shift, int mask>
 inline F32 byte_field(const uint8_t* p) {

@@ -65,6 +65,8 @@ inline Sums operator+(Sums a, const Sums& b) {
   return a;
 }
 
+inline int64_t four_at(int64_t i) { return 8 * i; }
+
 inline void add_panel(Sums& sums, const Bytes& w, const uint8_t* x) {
   const int16_t* values = reinterpret_cast<const int16_t*>(x);
   for (int c = 0; c < kPanel; ++c) {

@@ -4,27 +4,11 @@
 
 #include "dot.h"
 #include "few_rows_blocks.h"
+#include "few_rows_integer_tiles.h"
+#include "few_rows_quantised.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
-
-// Prepared rows by their parts.
-template <int R>
-struct QuantisedRows {
-  const float* scales[R];
-  const int32_t* offsets[R];
-  const uint8_t* values[R];
-
-  QuantisedRows(const Weights& w, const RowBlock& block) {
-    const PreparedRow parts = prepared_row(w);
-    for (int r = 0; r < R; ++r) {
-      const char* row = static_cast<const char*>(block.x[r]);
-      scales[r] = reinterpret_cast<const float*>(row + parts.scales);
-      offsets[r] = reinterpret_cast<const int32_t*>(row + parts.offsets);
-      values[r] = reinterpret_cast<const uint8_t*>(row + parts.values);
-    }
-  }
-};
 
 // Independent sums of one row over a group: with few rows, one would wait on itself.
 template <int R>
@@ -41,7 +25,7 @@ inline void add_group(const uint8_t* w, int steps, const QuantisedRows<R>& x, in
       const Bytes bytes = load_bytes(w + (j + i) * kStepBytes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        add_panel(sums[r][i % kSumsOf<R>], bytes, x.values[r] + at + 8 * (j + i));
+        add_panel(sums[r][i % kSumsOf<R>], bytes, x.values[r] + at + four_at(j + i));
       }
     }
   }
@@ -57,8 +41,8 @@ inline void add_nibble_group(const uint8_t* w, const QuantisedRows<R>& x, int64_
     const Bytes low = low_nibbles(bytes), high = high_nibbles(bytes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      add_panel(sums[r][0], low, x.values[r] + at + 16 * j);
-      add_panel(sums[r][kSumsOf<R> - 1], high, x.values[r] + at + 16 * j + 8);
+      add_panel(sums[r][0], low, x.values[r] + at + four_at(2 * j));
+      add_panel(sums[r][kSumsOf<R> - 1], high, x.values[r] + at + four_at(2 * j + 1));
     }
   }
 }
@@ -156,7 +140,14 @@ inline void integer_dot(const Weights& w, int64_t panel, const void* prepared, i
                         float* out) {
   in_blocks(w, prepared, rows, out, [&](auto size, const RowBlock& block) {
     constexpr int R = decltype(size)::value;
-    if (w.panels) return integer_panel<format, R>(w, panel, block);
+    if (w.panels) {
+#if defined(FLASHVL_LEVEL_amx)
+      if (R >= 4 && block.rows >= kFewestTileRows && w.columns % kGroup == 0) {
+        return integer_panel_tiles<format>(w, panel, block);
+      }
+#endif
+      return integer_panel<format, R>(w, panel, block);
+    }
     const QuantisedRows<R> x(w, block);
     const int64_t first = panel * kPanel, count = rows_of(w, panel);
     for (int64_t n = first; n < first + count; ++n) integer_row<format, R>(w, n, x, block);

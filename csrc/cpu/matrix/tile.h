@@ -8,6 +8,9 @@
 //   tile_store<t>(p, stride)
 //   tile_dot_bf16<c, a, b>()          c (16 x 16 fp32) += a (16 rows x 32 bf16) times b; row r of b
 //                                     holds (k = 2r, 2r + 1) of 16 columns: a bf16 weight panel
+//   tile_dot_bytes<c, a, b>()         c (16 x 16 int32) += a (16 rows x 64 int8) times b (uint8);
+//   row
+//                                     r of b holds columns 4 r to 4 r + 3 of 16: an int8 panel
 //
 // Columns that a matrix lacks are zeros in packed memory, and rows too where there are many: a
 // configuration costs more than the arithmetic it saves. Products of bf16 subnormals are zero.
@@ -93,6 +96,11 @@ inline void tile_store(void* p, int64_t stride) {
 template <int c, int a, int b>
 inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+}
+
+template <int c, int a, int b>
+inline void tile_dot_bytes() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
 }  // namespace
