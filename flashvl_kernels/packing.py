@@ -74,6 +74,12 @@ class PackedWeight:
     layout: str = "rows"
 
     def __post_init__(self) -> None:
+        for name, value in (("data", self.data), ("scale", self.scale)):
+            if not isinstance(value, Tensor) and (value is not None or name == "data"):
+                raise TypeError(
+                    f"PackedWeight: {name} is a {type(value).__name__}; needs a torch.Tensor. "
+                    f"{_HINT}"
+                )
         _check_format("PackedWeight", self.format)
         _check_layout("PackedWeight", self.layout)
         check_weight("PackedWeight", "data", self.flat())

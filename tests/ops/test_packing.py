@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -370,3 +371,10 @@ def test_parts_of_panels_that_do_not_fit(
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=told):
         PackedWeight(format, data, scale, shape, "panels")
+
+
+@pytest.mark.parametrize("field", ["data", "scale"])
+def test_a_number_is_not_a_weight(field: str) -> None:
+    weight = pack(torch.randn(16, 32), "int8")
+    with pytest.raises(TypeError, match=f"PackedWeight: {field} is a float"):
+        dataclasses.replace(weight, **{field: 1.5})

@@ -11,17 +11,19 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// Calls f(function) with the function behind an activation. swiglu's is that of its gate.
-template <class Function>
+// Calls f(function) with the function behind an activation on its way to T. swiglu's is that of its
+// gate.
+template <class T, class Function>
 inline void with_activation(Activation activation, Function f) {
+  constexpr bool exact = std::is_same_v<T, float>;
   switch (activation) {
     case Activation::gelu:
       return f([](F32 x) { return gelu_erf(x); });
     case Activation::gelu_tanh:
-      return f([](F32 x) { return gelu_tanh(x); });
+      return f([](F32 x) { return gelu_tanh<exact>(x); });
     case Activation::silu:
     case Activation::swiglu:
-      return f([](F32 x) { return silu(x); });
+      return f([](F32 x) { return silu<exact>(x); });
     case Activation::none:
       return f([](F32 x) { return x; });
   }
@@ -61,7 +63,7 @@ class Finish {
   // swiglu with gate and up.
   template <class SumsAt>
   void operator()(int64_t begin, int64_t end, SumsAt sums_at) const {
-    with_activation(args_->activation, [&](auto activate) {
+    with_activation<T>(args_->activation, [&](auto activate) {
       const auto rows_to = [&](auto target) {
         for (int64_t row = begin; row < end; ++row) {
           for (int i = 0; i < units_; ++i) {
