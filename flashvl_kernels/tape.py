@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Tape:
-    """Recorded calls; they keep their tensors alive, and memory replaced under one is an error."""
+    """Recorded calls. They keep their tensors alive, and read what those hold when run."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle

@@ -253,8 +253,8 @@ class Many {
         multiply(piece, next.group < units_.end ? next : start);
         piece = next;
       }
+      finish(Block::kRows);  // the next block of rows keeps its sums in the same memory
     }
-    finish(Block::kRows);
     if (args_.output == Output::packed && units_.end == plan_.units) pad_result();
   }
 

@@ -219,6 +219,12 @@ SAMPLES = (
         lambda m: call(m.normal(530, 2600), _weight(m, 603, 2600), m.normal(603)),
         "edge",
     ),
+    # Rows of the last block are finished while the next one is multiplied, or before it.
+    Sample(
+        "two blocks of rows a thread",
+        lambda m: call(m.normal(768, 1600), _weight(m, 80, 1600)),
+        "edge",
+    ),
     Sample(
         "saturated gelu",
         lambda m: call(m.normal(3, 32, scale=50.0), m.normal(16, 32), activation="gelu_tanh"),
