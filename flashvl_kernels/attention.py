@@ -33,6 +33,9 @@ def attend(
     """
     if q.numel() == 0 or k.shape[2] == 0:
         return zeros_from(q)
+    if causal and scale is not None and scale <= 0:
+        # PyTorch's CPU kernel scales its -inf for a hidden key too: a NaN for 0, +inf below.
+        q, scale = (-q, -scale) if scale else (q * 0, 1.0)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k,

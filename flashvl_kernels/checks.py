@@ -7,10 +7,12 @@ nothing. An error names the op, the argument, what it got, what it needs, and wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -61,6 +63,16 @@ def same_device(op: str, argument: str, tensor: Tensor, like: Tensor, like_name:
             "one device for both",
             f"Move it with {argument}.to({like_name}.device).",
         )
+
+
+def instance(op: str, argument: str, value: Any, kind: type[T]) -> T:
+    """`value`, which is a `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{op}: {argument} is a {type(value).__name__}; needs a {kind.__name__}. "
+            f"See help(flashvl_kernels.{kind.__name__})."
+        )
+    return value
 
 
 def rank(op: str, argument: str, tensor: Tensor, axes: str) -> None:

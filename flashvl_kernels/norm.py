@@ -38,9 +38,9 @@ NO_NORM: tuple[None, None, float] = (None, None, 1e-6)
 """What an op's schema gets when no norm is asked for."""
 
 
-def flat(norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float]:
-    """`norm` as schema arguments."""
-    return NO_NORM if norm is None else norm.flat()
+def flat(op: str, norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float]:
+    """`norm` as schema arguments of `op`."""
+    return NO_NORM if norm is None else checks.instance(op, "norm", norm, Norm).flat()
 
 
 def apply_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

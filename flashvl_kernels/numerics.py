@@ -2,8 +2,8 @@
 
 A kernel may err, against the reference in float64, by at most twice what the plain PyTorch
 expression in the same dtype errs (the rule of FlashAttention's tests), plus one rounding of the
-result, in the maximum and in the root mean square. NaN and Inf must stand where the oracle has
-them.
+result, in the maximum and in the root mean square. NaN and Inf must stand where the oracle, or the
+plain expression for want of range, has them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def judge(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance | None
     expected = torch.where(truth.abs() > limit, truth.sign() * torch.inf, truth)
     wide, finite = got.double(), expected.isfinite() & plain.double().isfinite()
     special = ~expected.isfinite()
-    if not torch.equal(wide[special].nan_to_num(7.0), expected[special].nan_to_num(7.0)):
+    # Or where the plain expression has them: in float64, silu(-200) * inf does not underflow.
+    same = (_alike(wide, expected) | _alike(wide, plain.double()))[special]
+    if not same.all():
         return Verdict(False, "NaN or Inf stand elsewhere than in the oracle", 0, 0, 0, 0)
     if not wide[finite].isfinite().all():
         return Verdict(False, "NaN or Inf where the oracle and plain result are finite", 0, 0, 0, 0)
@@ -104,6 +106,10 @@ def judge(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance | None
     right = rms <= rms_allowed and bool((error <= worst_bound).all())
     reason = "" if right else f"rms {rms:.3g} of {rms_allowed:.3g}, worst {worst:.3g}"
     return Verdict(right, reason, rms, rms_allowed, worst, float(worst_bound.max()))
+
+
+def _alike(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 def _rms(values: Tensor) -> float:

@@ -227,7 +227,11 @@ class OpSpec:
         kernel = backends.choose(self, args, device)
         if kernel.backend != "torch" and torch.is_grad_enabled() and _needs_grad(args):
             return self.op(*args)
-        return kernel.run(*args)
+        try:
+            return kernel.run(*args)
+        except RuntimeError:  # PyTorch's own refusal of a float where the schema has an int
+            self._check_types(args)
+            raise
 
     def kernel(self, backend: str) -> backends.Kernel:
         """This op's implementation in `backend`."""
@@ -248,7 +252,7 @@ class OpSpec:
             raise
 
     def _check_types(self, args: tuple[Any, ...]) -> None:
-        """TypeError for what is no tensor where the schema has one."""
+        """TypeError for what is no tensor or no whole number where the schema has one."""
         for argument, value in zip(self.op._schema.arguments, args, strict=True):
             wanted = str(argument.type)
             optional = value is None and wanted.startswith("Optional")
@@ -256,6 +260,11 @@ class OpSpec:
                 raise TypeError(
                     f"{self.name}: {argument.name} is a {type(value).__name__}; needs a "
                     f"torch.Tensor. Pass torch.tensor(...) or leave the argument out."
+                )
+            if wanted == "int" and not isinstance(value, int | torch.SymInt):
+                raise TypeError(
+                    f"{self.name}: {argument.name} is {value!r}, a {type(value).__name__}; needs "
+                    f"an int. Pass int(...)."
                 )
 
     def _run(self, *args: Any) -> Any:

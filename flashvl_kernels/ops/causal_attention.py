@@ -120,6 +120,8 @@ SAMPLES = (
     Sample("an empty sequence", lambda m: _call(m, 3, (2, 1, 8), [0, 3, 0], 4), "edge"),
     Sample("one real row", lambda m: _call(m, 6, (2, 2, 7), [1]), "edge"),
     Sample("head dim 1, own scale", lambda m: _call(m, 4, (5, 1, 1), [11], scale=2.5), "edge"),
+    Sample("scale of zero", lambda m: _call(m, 40, (3, 1, 64), [50], scale=0.0), "edge"),
+    Sample("negative scale", lambda m: _call(m, 40, (3, 1, 72), [40], scale=-0.3), "edge"),
     Sample("across kernel blocks", lambda m: _call(m, 70, (2, 1, 40), [131], 140), "edge"),
     Sample("blocks of rows", lambda m: _call(m, 150, (3, 1, 72), [290, 20], 300), "edge"),
     Sample("fresh, across blocks", lambda m: _call(m, 140, (4, 2, 64), [140]), "edge"),

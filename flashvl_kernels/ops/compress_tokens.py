@@ -380,6 +380,24 @@ _LAYOUT = (
 
 _HOSTILE = (
     Sample(
+        "a word for the compression",
+        lambda m: call(m.normal(1, 16, 8), "shuffle"),
+        "hostile",
+        error="how is a str; needs a Compression",
+    ),
+    Sample(
+        "a weight for the norm",
+        lambda m: call(m.normal(1, 16, 8), _SHUFFLE, m.normal(32)),
+        "hostile",
+        error="norm is a Tensor; needs a Norm",
+    ),
+    Sample(
+        "a tuple for the grid",
+        lambda m: call(m.normal(1, 16, 8), _SHUFFLE, grid=(1, 1, 4)),
+        "hostile",
+        error="grid is a tuple; needs a TileGrid",
+    ),
+    Sample(
         "not square",
         lambda m: call(m.normal(1, 17, 8), _SHUFFLE),
         "hostile",
@@ -540,5 +558,8 @@ def compress_tokens(
             "Leave size out.",
         )
     height, width = (-1, -1) if size is None else size
-    layout = (0, 0, 0, 0, "crop", 0) if grid is None else grid.flat()
-    return SPEC(x, *norms.flat(norm), *how.flat(), height, width, *layout)
+    policy = checks.instance(OP, "how", how, Compression).flat()
+    layout = (0, 0, 0, 0, "crop", 0)
+    if grid is not None:
+        layout = checks.instance(OP, "grid", grid, TileGrid).flat()
+    return SPEC(x, *norms.flat(OP, norm), *policy, height, width, *layout)

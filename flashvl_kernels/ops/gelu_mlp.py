@@ -208,6 +208,11 @@ SAMPLES = (
     Sample("no width", lambda m: _mlp(m, m.normal(3, 16), 0), "zero"),
     Sample("rows past 2^31", lambda m: _mlp(m, m.far(2, 64), 24), "far"),
     _hostile("integers", "x has dtype int64", lambda m: _mlp(m, m.integers(0, 9, 2, 8), 8)),
+    _hostile(
+        "no norm",
+        "norm is a NoneType; needs a Norm",
+        lambda m: call(m.normal(2, 8), None, m.normal(6, 8), m.normal(6), m.normal(8, 6), None),
+    ),
     _hostile("a scalar", "x is a scalar", lambda m: _broken(m, x=m.normal())),
     _hostile(
         "norm of another width",
@@ -286,4 +291,5 @@ def gelu_mlp(
     Raises TypeError for dtypes, ValueError for shapes, devices, eps and names.
     """
     first, second = flat_weight("gelu_mlp", "w1", w1), flat_weight("gelu_mlp", "w2", w2)
-    return SPEC(x, *norm.flat(), *first, b1, *second, b2, approximate)
+    normed = checks.instance("gelu_mlp", "norm", norm, Norm).flat()
+    return SPEC(x, *normed, *first, b1, *second, b2, approximate)

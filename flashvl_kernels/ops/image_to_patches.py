@@ -272,6 +272,18 @@ SAMPLES = (
         "strided",
     ),
     Sample(
+        "a tuple for the grid",
+        lambda m: call(_blank(m, 8, 8, 3), (1, 1, 2), *_HALF, 4, m.dtype),
+        "hostile",
+        error="grid is a tuple; needs a TileGrid",
+    ),
+    Sample(
+        "half a pixel of patch",
+        lambda m: call(_blank(m, 8, 8, 3), TileGrid(1, 1, 2), *_HALF, 1.5, m.dtype),
+        "hostile",
+        error="patch is 1.5, a float; needs an int",
+    ),
+    Sample(
         "float image",
         lambda m: call(m.normal(8, 8, 3), TileGrid(1, 1, 2), *_HALF, 4, m.dtype),
         "hostile",
@@ -381,4 +393,5 @@ def image_to_patches(
     Image.resize(..., BICUBIC). Not differentiable.
     Raises TypeError for dtypes, ValueError for shapes, mean, std and patch.
     """
-    return SPEC(image_u8, *grid.flat(), list(mean), list(std), patch, dtype)
+    layout = checks.instance("image_to_patches", "grid", grid, TileGrid).flat()
+    return SPEC(image_u8, *layout, list(mean), list(std), patch, dtype)

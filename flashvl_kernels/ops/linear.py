@@ -266,6 +266,11 @@ SAMPLES = (
     _hostile(
         "integers", "x has dtype int64", lambda m: call(m.integers(0, 9, 2, 8), m.normal(4, 8))
     ),
+    _hostile(
+        "a weight for the norm",
+        "norm is a Tensor; needs a Norm",
+        lambda m: call(m.normal(2, 8), m.normal(4, 8), norm=m.normal(8)),
+    ),
     _hostile("a scalar", "x is a scalar", lambda m: call(m.normal(), m.normal(4, 1))),
     _hostile(
         "weight of another width",
@@ -376,4 +381,5 @@ def linear(
     "gelu_tanh" or "silu". residual: [..., N]. norm: applied to the rows of x first.
     Returns [..., N]. Raises TypeError for dtypes, ValueError for shapes, devices and names.
     """
-    return SPEC(x, *flat_weight("linear", "w", w), bias, activation, residual, *norms.flat(norm))
+    weight = flat_weight("linear", "w", w)
+    return SPEC(x, *weight, bias, activation, residual, *norms.flat("linear", norm))

@@ -123,6 +123,12 @@ SAMPLES = (
     Sample("no channels", lambda m: call(m.normal(4, 16, 0), TileGrid(2, 2, 4, 1)), "zero"),
     Sample("tiles past 2^31", lambda m: call(m.far(2, 16, 8), TileGrid(1, 2, 4, 2)), "far"),
     Sample(
+        "a tuple for the grid",
+        lambda m: call(m.normal(6, 16, 8), (2, 3, 4)),
+        "hostile",
+        error="grid is a tuple; needs a TileGrid",
+    ),
+    Sample(
         "a tile is missing",
         lambda m: call(m.normal(5, 16, 8), TileGrid(2, 3, 4)),
         "hostile",
@@ -193,4 +199,5 @@ def stitch_tiles(x: Tensor, grid: TileGrid) -> Tensor:
     Returns [B, canvas_rows * canvas_cols, C], row-major.
     Raises TypeError for the dtype, ValueError for a shape that does not fit the grid.
     """
-    return SPEC(x, *grid.flat())
+    layout = checks.instance("stitch_tiles", "grid", grid, TileGrid).flat()
+    return SPEC(x, *layout)

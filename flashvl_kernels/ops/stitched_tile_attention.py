@@ -163,6 +163,12 @@ SAMPLES = (
         "far",
     ),
     Sample(
+        "a tuple for the grid",
+        lambda m: call(*_qkv(m, 6, 16, 2, 8), (2, 3, 4)),
+        "hostile",
+        error="grid is a tuple; needs a TileGrid",
+    ),
+    Sample(
         "a tile is missing",
         lambda m: call(*_qkv(m, 5, 16, 2, 8), TileGrid(2, 3, 4)),
         "hostile",
@@ -240,4 +246,5 @@ def stitched_tile_attention(
     `tile_attention`'s result.
     Raises TypeError for dtypes, ValueError for shapes that do not fit the grid, devices and scale.
     """
-    return SPEC(q, k, v, scale, *grid.flat())
+    layout = checks.instance("stitched_tile_attention", "grid", grid, TileGrid).flat()
+    return SPEC(q, k, v, scale, *layout)

@@ -18,7 +18,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 KINDS = ("typical", "edge", "strided", "zero", "hostile")
 NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 7, 1 << 40, 0.0, 1.5, -3.0, float("nan"), float("inf"))
 LARGEST = 1 << 22  # elements of a changed tensor
+DRAWS = 16  # of the values of a call that one draw calls wrong
 REFUSALS = (ValueError, TypeError)
 
 Change = Callable[[random.Random, list[Any]], None]
@@ -117,8 +118,16 @@ def restride(rng: random.Random, leaves: list[Any]) -> None:
 
 
 def expand_one(rng: random.Random, leaves: list[Any]) -> None:
-    """A stride of zero: every row is the first."""
-    places = [i for i in tensors(leaves) if leaves[i].dim() and leaves[i].numel()]
+    """A stride of zero: every row is the first.
+
+    Not where NaN marks memory that must not be read: repeated, it would lie below a cache's length,
+    and `causal_attention` leaves open which rows of the sequence it then reaches. Not the bytes of
+    a packed weight: zeros under the scale of an outlier are no quantisation of anything, and their
+    sum is zero only within a rounding of that scale.
+    """
+    places = [i for i in tensors(leaves) if leaves[i].numel() and leaves[i].dim()]
+    packed = (torch.uint8, torch.int8)
+    places = [i for i in places if leaves[i].dtype not in packed and not leaves[i].isnan().any()]
     if places:
         i = rng.choice(places)
         axis = rng.randrange(leaves[i].dim())
@@ -159,8 +168,9 @@ WHOLE: tuple[Change, ...] = (resize_everywhere, restride, restride, expand_one)
 BROKEN: tuple[Change, ...] = (resize_one, recast, reshape_one, scramble_integers, renumber)
 
 
-def fuzzed(rng: random.Random, spec: OpSpec) -> tuple[str, Callable[[], Call]]:
-    """What the call is made of, and the call; making it may already be refused."""
+def fuzzed(rng: random.Random, spec: OpSpec) -> tuple[str, Callable[[int], Call]]:
+    """What the call is made of, and the call for each draw of its values; making it may already
+    be refused."""
     sample = rng.choice([s for s in spec.samples if s.kind in KINDS])
     dtype = rng.choice(DTYPES)
     changes = [rng.choice(WHOLE) for _ in range(rng.randrange(4))]
@@ -169,12 +179,16 @@ def fuzzed(rng: random.Random, spec: OpSpec) -> tuple[str, Callable[[], Call]]:
     if spec.mutates:  # what is written must not overlap itself: PyTorch's own rule
         changes = [change for change in changes if change is not expand_one]
 
-    def make() -> Call:
-        built = sample.make(Maker(dtype, seed=rng.randrange(1 << 30)))
+    state = rng.getstate()
+
+    def make(draw: int) -> Call:
+        same = random.Random()
+        same.setstate(state)
+        built = sample.make(Maker(dtype, seed=same.randrange(1 << 30) + draw))
         leaves: list[Any] = []
         rebuild = flatten((built.args, built.kwargs), leaves)
         for change in changes:
-            change(rng, leaves)
+            change(same, leaves)
         args, kwargs = rebuild(leaves)
         return Call(args, kwargs)
 
@@ -182,10 +196,13 @@ def fuzzed(rng: random.Random, spec: OpSpec) -> tuple[str, Callable[[], Call]]:
     return f"{spec.name} [{sample.name}] {dtype}: {names or 'unchanged'}", make
 
 
-def attempt(spec: OpSpec, make: Callable[[], Call]) -> tuple[str, str]:
+Results = list[tuple[Tensor, Tensor, Tensor]]  # got, plain, truth; one of each output
+
+
+def attempt(spec: OpSpec, make: Callable[[int], Call]) -> tuple[str, str]:
     """("right" | "refused" | "reference" | "wrong", why) of one call."""
     try:
-        built = make()
+        built = make(0)
         try:
             found, flat = capture(spec.function, *built.args, **built.kwargs)
         except RuntimeError:
@@ -199,13 +216,54 @@ def attempt(spec: OpSpec, make: Callable[[], Call]) -> tuple[str, str]:
         return "wrong", f"{type(error).__name__}: {str(error)[:300]}"
     if why_not(found, "cpu", flat) is not None:
         return "reference", ""
-    plain, truth = numerics.results(found, found.reference, flat), numerics.oracle(found, flat)
-    for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
-        verdict = numerics.judge(g, p, t, found.tolerance)
+    first = beside_the_oracle(found, flat, got)
+    if not wrong(found, first) or not (reason := wrong(found, pooled(spec, make, first))):
+        return "right", ""
+    shapes = [(list(a.shape), list(a.stride())) for a in flat if isinstance(a, Tensor)]
+    return "wrong", f"{reason}; shapes and strides {shapes}"
+
+
+def beside_the_oracle(spec: OpSpec, flat: Sequence[Any], got: list[Tensor]) -> Results:
+    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
+    if spec.name == "argmax_head":  # a changed call may hold words that tie: any of them is right
+        logits = logits_by_word(spec, flat)
+        got, plain = ([values, logits.gather(1, i).to(values)] for values, i in (got, plain))
+        truth = [truth[0], logits.gather(1, truth[1])]
+    return list(zip(got, plain, truth, strict=True))
+
+
+def logits_by_word(spec: OpSpec, flat: Sequence[Any]) -> Tensor:
+    """float64 [N, words] of an `argmax_head` call."""
+    words_of_all = flat[3].shape[0]
+    values, words = numerics.oracle(spec, [*flat[:-1], words_of_all])
+    return torch.empty_like(values).scatter_(1, words, values)
+
+
+def wrong(spec: OpSpec, results: Results) -> str:
+    """Why the results are wrong; empty where they are right."""
+    for i, (got, plain, truth) in enumerate(results):
+        verdict = numerics.judge(got, plain, truth, spec.tolerance)
         if not verdict.right:
-            shapes = [(list(a.shape), list(a.stride())) for a in flat if isinstance(a, Tensor)]
-            return "wrong", f"output {i}: {verdict.reason}; shapes and strides {shapes}"
-    return "right", ""
+            return f"output {i}: {verdict.reason}"
+    return ""
+
+
+def pooled(spec: OpSpec, make: Callable[[int], Call], first: Results) -> Results:
+    """The results of the first draw and of further draws of the same call, end to end.
+
+    The bound is the plain expression's own error, and over a handful of elements that is luck: of
+    200 draws of `decode_attention` with head dim 1 six exceed it, while over all 200 the kernel's
+    error is 0.86 of the plain one. A wrong kernel stays wrong however many draws it is given.
+    """
+    draws = [first]
+    for draw in range(1, DRAWS):
+        built = make(draw)
+        found, flat = capture(spec.function, *built.args, **built.kwargs)
+        draws.append(beside_the_oracle(found, flat, numerics.results(found, found, flat)))
+    return [
+        tuple(torch.cat([part.flatten() for part in parts]) for parts in zip(*outputs, strict=True))
+        for outputs in zip(*draws, strict=True)
+    ]
 
 
 def work(seed: int, first: int, count: int) -> int:

@@ -69,7 +69,7 @@ class Flash {
   Flash(FlashArena& arena, int64_t head_dim, int64_t longest, int64_t slots, float scale)
       : engine_(arena, head_dim, longest, slots),
         head_dim_(head_dim),
-        factor_(__builtin_fabsf(scale) * 1.44269504f),
+        factor_(factor_of(scale)),
         sign_(scale < 0.0f ? -1.0f : 1.0f) {}
 
   // The slot that pack() fills and queries look into; to be called only between blocks.
@@ -118,6 +118,13 @@ class Flash {
 
  private:
   using Engine = FlashEngine<T>;
+
+  // |scale| in powers of two, and never zero: -inf, a hidden key's score, has to remain one. The
+  // smallest normal number takes every other score to zero against 1.
+  static float factor_of(float scale) {
+    const float factor = __builtin_fabsf(scale) * 1.44269504f;
+    return factor > __FLT_MIN__ ? factor : __FLT_MIN__;
+  }
 
   int vectors() const { return (count_ + kLanes - 1) / kLanes; }
 

@@ -77,6 +77,8 @@ constexpr bool kShortExp<BF16> = true;
 template <class T>
 class FlashFloats {
  public:
+  // Products of a score in one sum: 128 in a row erred 1.7 times as much as PyTorch's.
+  static constexpr int64_t kDepth = 64;
   static constexpr int64_t kKeys = 128;  // of a block: 16 KB of scores, half the first-level cache
   static constexpr FlashLayout kScores = {kQueries, kLanes};
 
@@ -123,8 +125,11 @@ class FlashFloats {
 
   // Scores of keys [first, first + keys); returns how many rows were written.
   int64_t score(int64_t first, int64_t keys, int vectors) {
-    const FloatMatrix a = {keys_ + first * head_dim_, head_dim_, 1};
-    float_product(scores_, a, queries_, keys, head_dim_, vectors, false);
+    for (int64_t d = 0; d < head_dim_; d += kDepth) {
+      const FloatMatrix a = {keys_ + first * head_dim_ + d, head_dim_, 1};
+      const int64_t depth = head_dim_ - d < kDepth ? head_dim_ - d : kDepth;
+      float_product(scores_, a, queries_ + d * kQueries, keys, depth, vectors, d > 0);
+    }
     return keys;
   }
 
