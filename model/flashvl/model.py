@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import flashvl_kernels as fvk
-from flashvl import checkpoint
+from flashvl import checkpoint, step_tape
 from flashvl.adapter import Adapter
 from flashvl.config import FlashVLConfig
 from flashvl.decoder import Decoder, Span
@@ -230,6 +230,10 @@ class FlashVL(Part):
     def decode_greedy(self, token_id: int | Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         """The most likely ids [B] after one more token; no logits are made."""
         return self.decoder.greedy(self._next_states(token_id, cache))
+
+    def explain_decode(self, cache: KVCache) -> str:
+        """How the last step on `cache` ran: "a tape of N calls", or "op by op: " and the reason."""
+        return step_tape.explain(cache)
 
     def _next_states(self, token_id: int | Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         ids = torch.as_tensor(token_id, device=self.device).reshape(-1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flashvl_kernels import KVCache, backends, spec, tape
+from flashvl_kernels import KVCache, backends, extension, spec, tape
 
 # Calls that a layer makes: the two linear maps, rope, attention, and the MLP.
 CALLS = 5
@@ -66,7 +66,13 @@ class StepTape:
             self._write(rows, cache)
             self._states, self._tape = tape.record(lambda: step(self._rows, self._indices))
         self.first: Tensor | None = self._states.clone()  # of the step that was recorded
-        self.whole = len(self._tape) == CALLS * len(layers)
+        self.calls = len(self._tape)
+        self.why_not = None
+        if self.calls != CALLS * len(layers):
+            self.why_not = (
+                f"{self.calls} of {CALLS * len(layers)} calls ran on CPU kernels that a tape holds "
+                f"(backends in use: {', '.join(self._backends)})"
+            )
 
     def fits(self, layers: nn.ModuleList, cache: KVCache) -> bool:
         """Nothing that was recorded has been replaced since: weights, cache memory, backends."""
@@ -90,8 +96,30 @@ class StepTape:
         self._indices.write(cache.lengths, cache.capacity)
 
 
-# By cache, so that a tape goes when its cache does; no tape refers to its cache itself.
+# By cache, so that they go when it does; no tape refers to its cache itself.
 _TAPES: weakref.WeakKeyDictionary[KVCache, StepTape] = weakref.WeakKeyDictionary()
+_WHY_NOT: weakref.WeakKeyDictionary[KVCache, str | None] = weakref.WeakKeyDictionary()
+
+
+def explain(cache: KVCache) -> str:
+    """How the last decode step of all sequences on `cache` ran: from a tape, or why not."""
+    if cache not in _WHY_NOT:
+        return "no decode step of all sequences has run on this cache"
+    reason = _WHY_NOT[cache]
+    return f"op by op: {reason}" if reason else f"a tape of {_TAPES[cache].calls} calls"
+
+
+def _why_not(rows: Tensor) -> str | None:
+    """The reason that a step on these rows cannot come from a tape, whatever the cache."""
+    if not tape.available():
+        return f"no tape without the CPU extension ({extension.EXTENSION.reason or 'too old'})"
+    if rows.device.type != "cpu":
+        return f"a tape is for the CPU, and the rows are on {rows.device}"
+    if torch.is_grad_enabled():
+        return "gradients are recorded; use torch.no_grad()"
+    if torch.compiler.is_compiling() or spec.intercepted((rows,), "cpu"):
+        return "a mode, autocast, a transform or a subclass of Tensor wants to see the calls"
+    return None
 
 
 def run(
@@ -104,13 +132,14 @@ def run(
 
     step(rows, indices) runs the layers once with ops of flashvl_kernels only.
     """
-    if not tape.available() or rows.device.type != "cpu" or torch.is_grad_enabled():
-        return None
-    if torch.compiler.is_compiling() or spec.intercepted((rows,), "cpu"):
+    _WHY_NOT[cache] = _why_not(rows)
+    if _WHY_NOT[cache]:
         return None
     kept = _TAPES.get(cache)
-    if kept is not None and kept.fits(layers, cache):
-        return kept.run(rows, cache) if kept.whole else None
-    kept = _TAPES[cache] = StepTape(layers, rows, cache, step)
-    first, kept.first = kept.first, None
-    return first
+    if kept is None or not kept.fits(layers, cache):
+        kept = _TAPES[cache] = StepTape(layers, rows, cache, step)
+    _WHY_NOT[cache] = kept.why_not
+    if kept.first is not None:
+        first, kept.first = kept.first, None
+        return first
+    return None if kept.why_not else kept.run(rows, cache)

@@ -148,6 +148,25 @@ def test_another_backend_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names.count("decode_attention") == 2 * SMALL.layers
 
 
+def test_explain_decode_says_why_not() -> None:
+    m = model()
+    cache = start(m)
+    assert m.explain_decode(cache) == "no decode step of all sequences has run on this cache"
+    for _ in range(2):  # the step that records, and one that replays
+        logits(m, cache, range(1))
+        assert m.explain_decode(cache) == f"a tape of {5 * SMALL.layers} calls"
+    with torch.autocast("cpu"):
+        logits(m, cache, range(1))
+    assert m.explain_decode(cache).startswith("op by op: a mode, autocast")
+    m = FlashVL.random(around(SMALL), layout="rows")
+    cache = start(m)
+    with fvk.backend("torch"):
+        for _ in range(2):
+            logits(m, cache, range(1))
+            told = f"op by op: 0 of {5 * SMALL.layers} calls ran on CPU kernels"
+            assert m.explain_decode(cache).startswith(told)
+
+
 def test_a_tape_goes_with_its_cache() -> None:
     m = model()
     cache = start(m)
