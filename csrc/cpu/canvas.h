@@ -6,8 +6,8 @@
 
 #include <cstddef>
 
+#include "columns.h"
 #include "stitch_tiles.h"
-#include "vec.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
@@ -71,45 +71,17 @@ inline Sources<T> sources_at(const Canvas& canvas, const T* image, const AxisSou
   return out;
 }
 
-// Whole vectors and the end of a row under one name: lanes is Whole{} or a number below kLanes.
-struct Whole {};
-
-template <class T>
-inline F32 load_lanes(const T* p, Whole) {
-  return load(p);
-}
-template <class T>
-inline F32 load_lanes(const T* p, int64_t n) {
-  return load_some(p, n);
-}
-template <class T>
-inline void store_lanes(T* p, F32 a, Whole) {
-  store(p, a);
-}
-template <class T>
-inline void store_lanes(T* p, F32 a, int64_t n) {
-  store_some(p, a, n);
-}
-
-// f(first column, lanes) for each run of up to kLanes columns.
-template <class Function>
-inline void sweep(int64_t columns, Function f) {
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) f(c, Whole{});
-  if (c < columns) f(c, columns - c);
-}
-
 // The blended value of the channels from c on, in fp32. Sources of share 0 are not in the list, so
 // an infinite feature of theirs cannot turn into NaN.
 template <class T, class Lanes>
 inline F32 blend(const Sources<T>& from, int64_t c, Lanes lanes) {
-  const F32 first = load_lanes(from.row[0] + c, lanes);
+  const F32 first = load_at(from.row[0] + c, lanes);
   if (from.ways == 1) return first;
   F32 sum = first * splat(from.share[0]);
-  sum = fma(load_lanes(from.row[1] + c, lanes), splat(from.share[1]), sum);
+  sum = fma(load_at(from.row[1] + c, lanes), splat(from.share[1]), sum);
   if (from.ways == 2) return sum;
-  sum = fma(load_lanes(from.row[2] + c, lanes), splat(from.share[2]), sum);
-  return fma(load_lanes(from.row[3] + c, lanes), splat(from.share[3]), sum);
+  sum = fma(load_at(from.row[2] + c, lanes), splat(from.share[2]), sum);
+  return fma(load_at(from.row[3] + c, lanes), splat(from.share[3]), sum);
 }
 
 template <class T>
@@ -121,8 +93,8 @@ inline void copy_row(const T* from, T* to, int64_t elements) {
 template <class T>
 inline void write_position(const Sources<T>& from, T* to, int64_t channels) {
   if (from.ways == 1) return copy_row(from.row[0], to, channels);
-  sweep(channels,
-        [&](int64_t c, auto lanes) { store_lanes(to + c, blend(from, c, lanes), lanes); });
+  over_columns(channels,
+               [&](int64_t c, auto lanes) { store_at(to + c, blend(from, c, lanes), lanes); });
 }
 
 }  // namespace

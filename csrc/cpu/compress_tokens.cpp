@@ -158,7 +158,7 @@ Taps taps_along(const CompressTokensArgs& args, int64_t size, int64_t out, int64
 template <class Lanes>
 void add_weighted(F32 sum, float weight, bool first, float* total, Lanes lanes) {
   const F32 scaled = sum * splat(weight);
-  store_lanes(total, first ? scaled : fma(sum, splat(weight), load_lanes(total, lanes)), lanes);
+  store_at(total, first ? scaled : fma(sum, splat(weight), load_at(total, lanes)), lanes);
 }
 
 // total (+)= weight * (the weighted sum of n rows), where each position lies in one tile.
@@ -167,11 +167,11 @@ void add_plain(const Sources<T>* from, const float* shares, float weight, bool f
                int64_t channels) {
   F32 share[n];
   for (int k = 0; k < n; ++k) share[k] = splat(shares[k]);
-  sweep(channels, [&](int64_t c, auto lanes) {
-    F32 sum = load_lanes(from[0].row[0] + c, lanes) * share[0];
+  over_columns(channels, [&](int64_t c, auto lanes) {
+    F32 sum = load_at(from[0].row[0] + c, lanes) * share[0];
 #pragma GCC unroll 4
     for (int k = 1; k < n; ++k) {
-      sum = fma(load_lanes(from[k].row[0] + c, lanes), share[k], sum);
+      sum = fma(load_at(from[k].row[0] + c, lanes), share[k], sum);
     }
     add_weighted(sum, weight, first, total + c, lanes);
   });
@@ -181,7 +181,7 @@ void add_plain(const Sources<T>* from, const float* shares, float weight, bool f
 template <class T>
 void add_blended(const Sources<T>* from, const float* shares, int n, float weight, bool first,
                  float* total, int64_t channels) {
-  sweep(channels, [&](int64_t c, auto lanes) {
+  over_columns(channels, [&](int64_t c, auto lanes) {
     F32 sum = blend(from[0], c, lanes) * splat(shares[0]);
     for (int k = 1; k < n; ++k) sum = fma(blend(from[k], c, lanes), splat(shares[k]), sum);
     add_weighted(sum, weight, first, total + c, lanes);
@@ -234,8 +234,8 @@ void pool_token(const CompressTokensArgs& args, const T* image, int64_t i, int64
     }
   }
   const float positions = down.weighted ? 1.0f : static_cast<float>(down.count * across.count);
-  sweep(channels, [&](int64_t c, auto lanes) {
-    store_lanes(to + c, load_lanes(scratch.total + c, lanes) / splat(positions), lanes);
+  over_columns(channels, [&](int64_t c, auto lanes) {
+    store_at(to + c, load_at(scratch.total + c, lanes) / splat(positions), lanes);
   });
 }
 

@@ -504,6 +504,12 @@ _BENCH = (
         family="llava-onevision",
     ),
     Sample(
+        "64 MiB",
+        lambda m: call(m.normal(28, 1024, 1152), _SHUFFLE, _layer_norm(m, 4608)),
+        "bench",
+        family="stream",
+    ),
+    Sample(
         "48x64 patches, norm first, 2x2 merge",
         lambda m: call(m.normal(1, 48 * 64, 1280), _MERGE, _layer_norm(m, 1280), size=(48, 64)),
         "bench",

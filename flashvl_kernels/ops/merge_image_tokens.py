@@ -223,6 +223,12 @@ SAMPLES = (
         family="flash-vl",
     ),
     Sample(
+        "64 MiB",
+        lambda m: call(*_bench(m, 2**25 // 1536, 2**24 // 1536, 1536)),
+        "bench",
+        family="stream",
+    ),
+    Sample(
         "12 tiles and a thumbnail",
         lambda m: call(*_bench(m, 3400, 13 * 256, 2048)),
         "bench",

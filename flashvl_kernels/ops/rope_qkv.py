@@ -358,6 +358,12 @@ SAMPLES = (
         lambda m: _with(_call(m, (2, 1, 8), 3), slots=torch.arange(3)),
     ),
     Sample(
+        "64 MiB",
+        lambda m: _call(m, (12, 2, 128), 2**25 // 2048, None, 32768),
+        "bench",
+        family="stream",
+    ),
+    Sample(
         "Qwen2 prefill of 300",
         lambda m: _call(m, (12, 2, 128), 300, None, 32768),
         "bench",

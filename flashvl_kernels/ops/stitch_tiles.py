@@ -165,6 +165,12 @@ SAMPLES = (
         family="flash-vl",
     ),
     Sample(
+        "64 MiB",
+        lambda m: call(m.normal(20, 1024, 1536), TileGrid(2, 2, 32, 4, "mean")),
+        "bench",
+        family="stream",
+    ),
+    Sample(
         "AIMv2 one tile, border 4",
         lambda m: call(m.normal(1, 1024, 1536), TileGrid(1, 1, 32, border=4)),
         "bench",
