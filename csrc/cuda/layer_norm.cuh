@@ -30,11 +30,10 @@ __device__ __forceinline__ float layer_scale(float squares, float columns, float
 }
 
 template <class T, int kVec, int kHeld, bool kBlockRow>
-__global__ void __launch_bounds__(kNormThreads<kBlockRow>) layer_norm_kernel(NormArgs<T> args) {
+__global__ void __launch_bounds__(kNormThreads<kBlockRow>, kNormBlocks<kBlockRow, kHeld>)
+    layer_norm_kernel(NormArgs<T> args) {
   RowSum<kBlockRow> row_sum;
-  HeldRow<T, kVec, kHeld> weight, bias, held;
-  weight.load(args.weight, args.columns);
-  bias.load(args.bias, args.columns);
+  HeldRow<T, kVec, kHeld> held;
   const float columns = static_cast<float>(args.columns);
   over_rows(args.rows, [&](int64_t row) {
     held.load(args, row);
@@ -44,7 +43,8 @@ __global__ void __launch_bounds__(kNormThreads<kBlockRow>) layer_norm_kernel(Nor
     const float scale = layer_scale(squares, columns, args.eps);
     held.each(args.columns, [&](int h, int64_t c) {
       args.y.store(row * args.columns + c,
-                   layer_mapped(held.at[h], weight.at[h], bias.at[h], mean, scale));
+                   layer_mapped(held.at[h], args.weight.template load<kVec>(c),
+                                args.bias.template load<kVec>(c), mean, scale));
     });
   });
 }

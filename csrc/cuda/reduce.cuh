@@ -31,7 +31,7 @@ class RowSum {
     turn_ ^= 1;
     if (lane() == 0) mine.store(threadIdx.x / kWarp, value);
     sync_block();
-    return warp_sum(lane() < blockDim.x / kWarp ? mine.load(lane()) : 0.0f);
+    return warp_sum(lane() < static_cast<int>(blockDim.x / kWarp) ? mine.load(lane()) : 0.0f);
   }
 
   int turn_ = 0;

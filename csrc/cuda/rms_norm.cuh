@@ -1,11 +1,12 @@
 // RMSNorm of rows, after an optional residual add (Zhang and Sennrich, arXiv 1910.07467).
 //
 // Bound by bytes: 2 (4 with a residual) row sizes a row, 4 FLOPs an element. A row is read once,
-// in 16-byte accesses of which each thread has up to 8 under way, and stays in registers; so does
-// the weight, over all rows of a block. Few columns: a warp a row, no barrier. Many columns, or too
-// few rows to fill the device with warps: a block a row. Rounding follows Hugging Face's Qwen2: the
-// sum is rounded to the dtype, the normalised value before the weight multiplies it, and the
-// product once more.
+// in 16-byte accesses of which each thread has up to 8 under way, and stays in registers. The
+// weight is read for every row, from the first-level cache: kept over rows, the compiler keeps it
+// in fp32, and on sm_100 spills. Few columns: a warp a row, no barrier. Many columns, or too few
+// rows to fill the device with warps: a block a row. Rounding follows Hugging Face's Qwen2: the sum
+// is rounded to the dtype, the normalised value before the weight multiplies it, and the product
+// once more.
 #pragma once
 
 #include "norm_row.cuh"
@@ -29,16 +30,17 @@ __device__ __forceinline__ float rms_scale(float squares, int64_t columns, float
 }
 
 template <class T, int kVec, int kHeld, bool kBlockRow>
-__global__ void __launch_bounds__(kNormThreads<kBlockRow>) rms_norm_kernel(NormArgs<T> args) {
+__global__ void __launch_bounds__(kNormThreads<kBlockRow>, kNormBlocks<kBlockRow, kHeld>)
+    rms_norm_kernel(NormArgs<T> args) {
   RowSum<kBlockRow> row_sum;
-  HeldRow<T, kVec, kHeld> weight, held;
-  weight.load(args.weight, args.columns);
+  HeldRow<T, kVec, kHeld> held;
   over_rows(args.rows, [&](int64_t row) {
     held.load(args, row);
     const float squares = row_sum(held.sum(args.columns, [](float v) { return v * v; }));
     const float scale = rms_scale(squares, args.columns, args.eps);
     held.each(args.columns, [&](int h, int64_t c) {
-      args.y.store(row * args.columns + c, rms_scaled(held.at[h], weight.at[h], scale));
+      const Vec<T, kVec> weight = args.weight.template load<kVec>(c);
+      args.y.store(row * args.columns + c, rms_scaled(held.at[h], weight, scale));
     });
   });
 }

@@ -15,7 +15,8 @@ struct Rows {
   __device__ __forceinline__ int64_t offset(int64_t row) const {
     // The division costs 64-bit integer work that most tensors do not need.
     if (row < inner) return row * inner_stride;
-    return row / inner * outer_stride + row % inner * inner_stride;
+    const int64_t group = row / inner;
+    return group * outer_stride + (row - group * inner) * inner_stride;
   }
 };
 

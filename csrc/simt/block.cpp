@@ -179,27 +179,32 @@ void Block::arrive(int id, int expected, bool wait_here, const Site& site) {
          "other threads of the block are at the barrier of " + describe(barrier.site) +
              ". A barrier inside of a branch must be reached by all threads or by none");
   }
-  barrier.members.push_back(current_);
+  if (wait_here) {
+    barrier.waiting.push_back(current_);
+  } else {
+    shared.release(current_, barrier.handed);
+  }
   ++barrier.arrived;
   const bool last = barrier.arrived == barrier.expected;
-  if (last) complete(barrier, id);
+  if (last) complete(barrier);
   if (!last && wait_here) wait("a barrier of the block", site);
 }
 
-void Block::complete(Barrier& barrier, int id) {
+void Block::complete(Barrier& barrier) {
   ++report->counters.barriers;
-  std::vector<int> members;
-  members.swap(barrier.members);
+  std::vector<int> waiting;
+  std::vector<uint32_t> handed;
+  waiting.swap(barrier.waiting);
+  handed.swap(barrier.handed);
   barrier.arrived = 0;
-  const bool everyone = static_cast<int>(members.size()) == count() && id == 0;
+  const bool everyone = static_cast<int>(waiting.size()) == count();
   if (everyone) {
     shared.order_all();
   } else {
-    shared.order(members);
+    for (int id : waiting) shared.release(id, handed);
+    for (int id : waiting) shared.acquire(id, handed);
   }
-  for (int member : members) {
-    if (threads_[member]->state == State::waiting) wake(member);
-  }
+  for (int id : waiting) wake(id);
   for (size_t w = 0; everyone && w < warps_.size(); ++w) warps_[w].log.flush();
 }
 
@@ -259,11 +264,14 @@ void Block::leave(Collective& all) {
 }
 
 void Block::sync_lanes(uint32_t mask) {
-  std::vector<int> members;
+  std::vector<uint32_t> handed;
+  const int first = current_ - lane();
   for (int i = 0; i < kLanes; ++i) {
-    if (mask >> i & 1) members.push_back(current_ - lane() + i);
+    if (mask >> i & 1) shared.release(first + i, handed);
   }
-  shared.order(members);
+  for (int i = 0; i < kLanes; ++i) {
+    if (mask >> i & 1) shared.acquire(first + i, handed);
+  }
 }
 
 int current_lane() { return block->lane(); }

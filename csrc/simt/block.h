@@ -39,7 +39,8 @@ struct Barrier {
   int expected = 0;
   int arrived = 0;
   Site site;
-  std::vector<int> members;  // thread ids; those that wait and those that only arrive
+  std::vector<int> waiting;      // thread ids, the last one included
+  std::vector<uint32_t> handed;  // by those that arrived and went on
 };
 
 class Block {
@@ -72,7 +73,7 @@ class Block {
  private:
   void run_ready_lanes(size_t warp, bool& progress);
   void report_standstill();
-  void complete(Barrier& barrier, int id);
+  void complete(Barrier& barrier);
   static void thread_main();
 
   Dim3 shape_, index_;

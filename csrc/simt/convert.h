@@ -31,6 +31,7 @@ inline uint16_t f16_from_float(float value) {
   const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   const float size = std::fabs(value);
   if (size >= 65520.0f) return sign | 0x7c00;
+  if (size == 0.0f) return sign;
   int exponent = 0;
   std::frexp(size, &exponent);
   const int last_place = exponent - 11 < -24 ? -24 : exponent - 11;

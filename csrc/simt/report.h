@@ -21,7 +21,8 @@ struct Finding {
 struct Counters {
   // Global memory. bytes: what lanes asked for, a byte that several lanes of an instruction ask for
   // counted once. sectors: of 32 bytes, an instruction's distinct ones. unique sectors: distinct in
-  // the whole launch, what must come from memory with a cache that never forgets.
+  // the whole launch, what must come from memory with a cache that never forgets: what the launch
+  // itself wrote is not read from memory.
   int64_t global_reads = 0, global_read_bytes = 0, read_sectors = 0, unique_read_sectors = 0;
   int64_t global_writes = 0, global_write_bytes = 0, write_sectors = 0, unique_write_sectors = 0;
   int64_t global_atomics = 0;

@@ -39,17 +39,16 @@ void SharedMemory::begin_block() {
 
 void SharedMemory::order_all() { ++epoch_; }
 
-void SharedMemory::order(const std::vector<int>& ids) {
-  std::vector<uint32_t> joined(threads_, 0);
-  for (int id : ids) {
-    const uint32_t* knows = &known_[static_cast<size_t>(id) * threads_];
-    for (int t = 0; t < threads_; ++t) joined[t] = std::max(joined[t], knows[t]);
-  }
-  for (int id : ids) joined[id] = std::max(joined[id], clock_[id]);
-  for (int id : ids) {
-    std::copy(joined.begin(), joined.end(), &known_[static_cast<size_t>(id) * threads_]);
-    ++clock_[id];
-  }
+void SharedMemory::release(int id, std::vector<uint32_t>& handed) {
+  const uint32_t* knows = &known_[static_cast<size_t>(id) * threads_];
+  handed.resize(threads_, 0);
+  for (int t = 0; t < threads_; ++t) handed[t] = std::max(handed[t], knows[t]);
+  handed[id] = std::max(handed[id], clock_[id]++);
+}
+
+void SharedMemory::acquire(int id, const std::vector<uint32_t>& handed) {
+  uint32_t* knows = &known_[static_cast<size_t>(id) * threads_];
+  for (int t = 0; t < threads_; ++t) knows[t] = std::max(knows[t], handed[t]);
 }
 
 void* SharedMemory::array(size_t bytes, const Site& site) {

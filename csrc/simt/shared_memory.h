@@ -33,8 +33,10 @@ class SharedMemory {
   SharedMemory(int threads, size_t dynamic_bytes, size_t limit);
 
   void begin_block();
-  void order_all();                         // a barrier of the block
-  void order(const std::vector<int>& ids);  // of these threads only
+  void order_all();  // a barrier that all threads of the block wait at
+  // What a thread hands over when it arrives at a smaller one, and what it learns when it goes on.
+  void release(int id, std::vector<uint32_t>& handed);
+  void acquire(int id, const std::vector<uint32_t>& handed);
 
   void* array(size_t bytes, const Site& site);
   void* dynamic(int64_t offset, const Site& site);

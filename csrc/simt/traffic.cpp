@@ -63,6 +63,7 @@ void AccessLog::count(const Access* begin, const Access* end) {
     for (uint64_t s = std::max(from / kSector, next_sector); s <= (to - 1) / kSector; ++s) {
       ++sectors;
       next_sector = s + 1;
+      if (read && sectors_written.count(s)) continue;  // still in the cache
       (read ? sectors_read : sectors_written).insert(s);
     }
   }

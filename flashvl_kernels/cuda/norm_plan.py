@@ -26,6 +26,8 @@ WARPS_A_BLOCK = 4
 """Where a warp has a row: 128 threads leave the scheduler room to place the tail."""
 BLOCK_THREADS = 512
 """At most, where a block has a row; csrc/cuda/norm_row.cuh bounds its registers by it."""
+RESIDENT_THREADS = (384, 256)
+"""On a multiprocessor at once, by whether a thread holds more than 4 vectors: kNormBlocks."""
 HELD_BY_WARP = (2, 4, 8)
 HELD_BY_BLOCK = (1, 2, 4)
 """Vectors a thread may hold; each is one instance of the kernel."""
@@ -64,9 +66,9 @@ def plan(rows: int, columns: int, vector: int, device: Device) -> NormPlan:
         by_block_held = HELD_BY_BLOCK if vector > 1 else ()
         held = next((h for h in by_block_held if h >= needed), 0)
         a_block, block_row = 1, True
-    resident = device.threads_per_multiprocessor // 2 // (threads * a_block)
-    at_once = device.multiprocessors * resident
-    grid = min(ceil_div(rows, a_block), max(at_once, device.multiprocessors))
+    resident = RESIDENT_THREADS[held > HELD_BY_BLOCK[-1]] // (threads * a_block)
+    at_once = device.multiprocessors * max(resident, 1)
+    grid = min(ceil_div(rows, a_block), at_once)
     return NormPlan(vector, held, block_row, grid, (threads, a_block))
 
 

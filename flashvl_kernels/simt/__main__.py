@@ -1,4 +1,4 @@
-"""`python -m flashvl_kernels.simt run <op> --sample "<name>"`: one sample through its CUDA kernel."""
+"""One sample through its CUDA kernel: `python -m flashvl_kernels.simt run <op> --sample "..."`."""
 
 from __future__ import annotations
 

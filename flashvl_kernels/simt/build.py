@@ -23,7 +23,7 @@ from flashvl_kernels.cuda.launch import Instance
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 RUNTIME = ("fiber", "report", "block", "traffic", "shared_memory", "accesses", "launch", "module")
-FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall")
+FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g1")
 
 
@@ -65,10 +65,10 @@ def _version(compiler: str) -> str:
     return done.stdout.splitlines()[0]
 
 
-def _flags() -> list[str]:
+def _flags(csrc: Path) -> list[str]:
     import pybind11
 
-    folders = (CSRC, CSRC / "cuda", pybind11.get_include(), sysconfig.get_paths()["include"])
+    folders = (csrc, csrc / "cuda", pybind11.get_include(), sysconfig.get_paths()["include"])
     return [
         *FLAGS,
         *(SANITIZERS if sanitized() else ()),
@@ -91,28 +91,28 @@ def _digest(*parts: str | bytes) -> str:
     return total.hexdigest()[:24]
 
 
-def _contents(*patterns: str) -> list[bytes]:
-    files = sorted(path for pattern in patterns for path in CSRC.glob(pattern))
+def _contents(csrc: Path, *patterns: str) -> list[bytes]:
+    files = sorted(path for pattern in patterns for path in csrc.glob(pattern))
     return [part for path in files for part in (path.name.encode(), path.read_bytes())]
 
 
-def _compile(source: Path, target: Path, what: str) -> None:
+def _compile(csrc: Path, source: Path, target: Path, what: str) -> None:
     partial = target.with_suffix(f".{os.getpid()}.o")
     compiler = _compiler()
     assert compiler is not None
-    _run([compiler, *_flags(), "-c", str(source), "-o", str(partial)], what)
+    _run([compiler, *_flags(csrc), "-c", str(source), "-o", str(partial)], what)
     partial.replace(target)  # whole or not at all: several processes may build at once
 
 
 def _runtime() -> list[Path]:
-    key = _digest(*_key(), *_contents("simt/*"))
+    key = _digest(*_key(), *_contents(CSRC, "simt/*"))
     folder = _folder() / f"runtime-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
     for name in RUNTIME:
         target = folder / f"{name}.o"
         if not target.exists():
-            _compile(CSRC / "simt" / f"{name}.cpp", target, f"csrc/simt/{name}.cpp")
+            _compile(CSRC, CSRC / "simt" / f"{name}.cpp", target, f"csrc/simt/{name}.cpp")
         objects.append(target)
     return objects
 
@@ -120,7 +120,7 @@ def _runtime() -> list[Path]:
 def _key() -> list[str]:
     compiler = _compiler()
     assert compiler is not None
-    return [_version(compiler), *_flags()]
+    return [_version(compiler), *FLAGS, *(SANITIZERS if sanitized() else ())]
 
 
 def _table(source: str, instances: Sequence[Instance]) -> str:
@@ -142,16 +142,17 @@ const std::vector<Kernel>& kernels() {{
 """
 
 
-def build(source: str, instances: Sequence[Instance], what: str) -> ModuleType:
+def build(source: str, instances: Sequence[Instance], what: str, csrc: Path = CSRC) -> ModuleType:
     """The module that launches `instances` of the kernels in `source`, CUDA C++ as text.
 
-    what: names the source in errors. Raises SimtError where it does not compile.
+    what: names the source in errors. csrc: where its includes are looked for (a test's altered
+    copy of the sources). Raises SimtError where it does not compile.
     """
     reason = unavailable()
     if reason:
         raise SimtError(f"simt: {reason}")
     text = _table(source, instances)
-    key = _digest(text, *_key(), *_contents("simt/*", "cuda/*.cuh", "cuda/ptx/*.cuh"))
+    key = _digest(text, *_key(), *_contents(csrc, "simt/*", "cuda/*.cuh", "cuda/ptx/*.cuh"))
     folder = _folder()
     library = folder / f"{key}.so"
     if not library.exists():
@@ -161,7 +162,7 @@ def build(source: str, instances: Sequence[Instance], what: str) -> ModuleType:
         target = generated.with_suffix(".o")
         partial = generated.with_suffix(".so")
         try:
-            _compile(generated, target, what)
+            _compile(csrc, generated, target, what)
             compiler = _compiler()
             assert compiler is not None
             linked = [str(path) for path in (target, *objects)]
@@ -176,8 +177,10 @@ def build(source: str, instances: Sequence[Instance], what: str) -> ModuleType:
 
 @cache
 def _load(library: str) -> ModuleType:
-    loader = importlib.machinery.ExtensionFileLoader("flashvl_simt", library)
-    found = importlib.util.spec_from_loader("flashvl_simt", loader)
+    # pybind11 keeps one module a full name, so each build has its own; the last part names PyInit.
+    name = f"flashvl_simt_{Path(library).stem}.flashvl_simt"
+    loader = importlib.machinery.ExtensionFileLoader(name, library)
+    found = importlib.util.spec_from_loader(name, loader)
     assert found is not None
     module = importlib.util.module_from_spec(found)
     loader.exec_module(module)

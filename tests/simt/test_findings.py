@@ -149,7 +149,7 @@ def test_a_finding_names_kernel_block_thread_line_and_remedy() -> None:
     assert finding.count == 4
     assert "mini, block (0, 0, 0), thread (28, 0, 0): a load of 4 bytes" in finding.text
     assert "byte 512 of in, which has 512 bytes. Guard the index" in finding.text
-    assert finding.where.endswith(".cpp:13")
+    assert finding.where.endswith(".cpp:12")
 
 
 def test_shared_arrays_beyond_the_device_are_refused() -> None:

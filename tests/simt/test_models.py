@@ -76,9 +76,7 @@ def test_mma_of_signed_bytes() -> None:
         for i in range(8):
             packed[lane, 16 + i] = b[thread * 4 + (i & 3) + (16 if i >= 4 else 0), group]
     out = torch.zeros(32, 4, dtype=torch.int32)
-    body = (
-        MMA.replace("float d", "int32_t d").replace("mma_m16n8k16<TYPE>", "mma_m16n8k32_s8")
-    )
+    body = MMA.replace("float d", "int32_t d").replace("mma_m16n8k16<TYPE>", "mma_m16n8k32_s8")
     mini(body, packed.view(torch.int32).contiguous(), out, types=("uint32_t", "int32_t"))
     expected = a.int() @ b.int()
     for lane in range(32):
@@ -203,6 +201,7 @@ def numbers() -> Tensor:
     spread = torch.randn(4000, generator=generator) * 10.0 ** torch.randint(
         -9, 6, (4000,), generator=generator
     )
-    ties = torch.tensor([1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 65519.9,
-                         65520.0, 2.0**-25, 3 * 2.0**-25, 2.0**-24, 0.0, -0.0, float("inf")])  # fmt: skip
-    return torch.cat([spread, ties, -ties])
+    half, quarter = 2.0**-11, 2.0**-8
+    ties = [1 + half, 1 + 3 * half, 1 + quarter, 1 + 3 * quarter, 2.0**-25, 3 * 2.0**-25]
+    edges = torch.tensor([*ties, 65519.9, 65520.0, 2.0**-24, 0.0, float("inf")])
+    return torch.cat([spread, edges, -edges])
