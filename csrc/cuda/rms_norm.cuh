@@ -2,11 +2,10 @@
 //
 // Bound by bytes: 2 (4 with a residual) row sizes a row, 4 FLOPs an element. A row is read once,
 // in 16-byte accesses of which each thread has up to 8 under way, and stays in registers. The
-// weight is read for every row, from the first-level cache: kept over rows, the compiler keeps it
-// in fp32, and on sm_100 spills. Few columns: a warp a row, no barrier. Many columns, or too few
-// rows to fill the device with warps: a block a row. Rounding follows Hugging Face's Qwen2: the sum
-// is rounded to the dtype, the normalised value before the weight multiplies it, and the product
-// once more.
+// weight is read for every row, from the first-level cache: held over the rows it is held in fp32,
+// and sm_100 spills. Few columns: a warp a row, no barrier. Many columns, or too few rows to fill
+// the device with warps: a block a row. Rounding follows Hugging Face's Qwen2: the sum is rounded
+// to the dtype, the normalised value before the weight multiplies it, and the product once more.
 #pragma once
 
 #include "norm_row.cuh"

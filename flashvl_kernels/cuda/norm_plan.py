@@ -50,7 +50,7 @@ def plan(rows: int, columns: int, vector: int, device: Device) -> NormPlan:
 
     A warp a row needs no barrier, so it is taken wherever registers hold the row and the rows give
     every multiprocessor a block. The grid is at most what runs at once: a block goes on to further
-    rows with the weight still in its registers.
+    rows with the weight in its first-level cache.
     """
     vectors = ceil_div(columns, vector)
     by_warp = ceil_div(vectors, WARP)

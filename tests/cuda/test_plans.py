@@ -54,7 +54,7 @@ def test_every_norm_plan_covers_its_rows(device: Device, rows: int, columns: int
 
 
 def test_swiglu_of_one_row_is_spread_over_the_device() -> None:
-    """1120 vectors: 18 blocks of 32 threads and 2 vectors each, not 3 of 256."""
+    """1120 vectors: 9 blocks of 64 threads, 2 vectors each, not 3 of 256."""
     assert swiglu.plan(1, 8960, 8, H100) == swiglu.SwigluPlan((9, 1), (64, 1))
     assert swiglu.plan(1024, 8960, 8, H100) == swiglu.SwigluPlan((3, 1024), (256, 1))
 
