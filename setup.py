@@ -19,6 +19,8 @@ FOLDERS = {
     "flashvl": "model/flashvl",
     "flashvl_bench": "bench",
 }
+# The CUDA sources, which NVRTC compiles on the user's machine: a folder of data beside the modules.
+SOURCES = "flashvl_kernels.cuda.csrc"
 
 
 def packages() -> list[str]:
@@ -26,7 +28,7 @@ def packages() -> list[str]:
     found = []
     for name, folder in FOLDERS.items():
         found += [name, *(f"{name}.{inner}" for inner in find_packages(str(ROOT / folder)))]
-    return found
+    return [*found, SOURCES]
 
 
 class BuildExtension(build_ext):
@@ -55,7 +57,7 @@ class Wheel(bdist_wheel):
 
 setup(
     packages=packages(),
-    package_dir=FOLDERS,
+    package_dir={**FOLDERS, SOURCES: "csrc/cuda"},
     ext_modules=[Extension("flashvl_kernels.extension_library", sources=[])],
     cmdclass={"build_ext": BuildExtension, "bdist_wheel": Wheel},
 )

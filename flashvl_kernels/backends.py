@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,6 +88,8 @@ def available(device: str = "cpu") -> list[str]:
     names = []
     if device == "cpu" and extension.EXTENSION.loaded:
         names.append("cpu")
+    if device == "cuda" and _why_not_cuda() is None:
+        names.append("cuda")
     return [*names, "torch"]
 
 
@@ -136,7 +139,21 @@ def why_not(
     wanted = "cpu" if name == "cpu" else "cuda"
     if device != wanted:
         return f"the tensors are on {device}; move them to {wanted} or use the torch backend"
+    if name == "cuda":
+        reason = _why_not_cuda()
+        if reason is not None:
+            return reason
     return spec.kernels[name](*args)
+
+
+def _why_not_cuda() -> str | None:
+    from flashvl_kernels.cuda import driver
+
+    reason = driver.why_not()
+    if reason is not None:
+        return reason
+    major, minor = torch.cuda.get_device_capability()
+    return driver.why_not_on(10 * major + minor)
 
 
 def choose(spec: OpSpec, args: tuple[Any, ...], device: str | None = None) -> Kernel:
@@ -183,4 +200,10 @@ def resolve(spec: OpSpec, name: str) -> Kernel:
     if name == "cpu":
         run = getattr(torch.ops.flashvl_cpu, spec.name).default
         return Kernel("cpu", f"{spec.name}, level {extension.cpu_level()}", run)
+    if name == "cuda":
+        from flashvl_kernels.cuda import driver
+
+        return Kernel(
+            "cuda", f"csrc/cuda/{spec.name}.cuh, by NVRTC", partial(driver.run, spec.name)
+        )
     raise BackendError(f"{spec.name}: this version has no {name} kernels")

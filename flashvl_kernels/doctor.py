@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from flashvl_kernels import extension
+from flashvl_kernels.cuda import nvrtc, store
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,14 @@ def _cuda() -> Finding:
     return Finding("cuda", True, f"{name}, sm_{major}{minor}, CUDA {torch.version.cuda}")
 
 
+def _nvrtc() -> Finding:
+    reason = nvrtc.unavailable()
+    if reason is not None:
+        return Finding("cuda kernels", True, f"cannot be compiled here: {reason}")
+    text = f"compiled on first use by NVRTC {nvrtc.version()}, kept in {store.folder()}"
+    return Finding("cuda kernels", True, text)
+
+
 def examine() -> list[Finding]:
     """Every finding, in the order they are printed."""
     return [
@@ -113,6 +122,7 @@ def examine() -> list[Finding]:
         Finding("threads", True, f"{torch.get_num_threads()} (torch.set_num_threads)"),
         _triton(),
         _cuda(),
+        _nvrtc(),
     ]
 
 

@@ -129,7 +129,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "cuda": SUPPORTS_ALL},
 )
 
 

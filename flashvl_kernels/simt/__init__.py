@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashvl_kernels import numerics
 from flashvl_kernels.cuda import plan_module
 from flashvl_kernels.cuda.device import H100, Device
 from flashvl_kernels.cuda.launch import Launch, Prepared
@@ -126,6 +127,15 @@ def run(prepared: Prepared, built: ModuleType, device: Device = H100) -> Result:
         result.counters.update(counters)
         result.findings += [Finding(*found) for found in findings]
     return result
+
+
+def results(spec: OpSpec, flat: Sequence[Any]) -> list[Tensor]:
+    """What `call` returns, as `numerics.results` does for a function on the CPU."""
+    mine = numerics.duplicate(flat) if spec.mutates else tuple(flat)
+    out = list(call(spec, mine).outputs)
+    if spec.mutates:
+        out += [arg for arg in mine if isinstance(arg, Tensor) and arg.is_floating_point()]
+    return out
 
 
 def span_bytes(tensor: Tensor) -> int:

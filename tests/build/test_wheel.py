@@ -34,6 +34,10 @@ def test_wheel_holds_every_module_asset_and_the_library(
     for package, folder in FOLDERS.items():
         sources = [*(root / folder).rglob("*.py"), *(root / folder / "assets").rglob("*.*")]
         expected |= {f"{package}/{path.relative_to(root / folder)}" for path in sources}
+    kernels = root / "csrc" / "cuda"
+    expected |= {
+        f"flashvl_kernels/cuda/csrc/{path.relative_to(kernels)}" for path in kernels.rglob("*.cuh")
+    }
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == expected
     for script in ("flashvl = flashvl.cli:main", "flashvl-kernels = flashvl_kernels.cli:main"):

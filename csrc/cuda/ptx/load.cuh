@@ -35,7 +35,7 @@ template <class To, class From>
 __device__ __forceinline__ To move(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
-  __builtin_memcpy(&to, &from, sizeof(To));
+  memcpy(&to, &from, sizeof(To));
   return to;
 }
 

@@ -1,0 +1,107 @@
+"""Runs prepared launches on a GPU: kernels from nvrtc.py, on PyTorch's current stream.
+
+Loading a kernel needs its compilation once and belongs before a CUDA graph's capture; a launch
+itself allocates nothing and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashvl_kernels.cuda import nvrtc, plan_module
+from flashvl_kernels.cuda.device import Device
+from flashvl_kernels.cuda.launch import Instance, Launch, Prepared
+
+DEFAULT_SHARED = 48 * 1024
+"""Bytes of dynamic shared memory that need no opt-in."""
+
+
+class DriverError(RuntimeError):
+    """The CUDA driver refused a call; the text names both."""
+
+
+def why_not() -> str | None:
+    """The reason no CUDA kernel can run in this process, or None."""
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA; install a CUDA build of torch"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device (torch.cuda.is_available())"
+    return nvrtc.unavailable()
+
+
+def why_not_on(capability: int) -> str | None:
+    """The reason kernels cannot run on a GPU of `capability` (90 for sm_90), or None."""
+    try:
+        nvrtc.target(capability)
+    except nvrtc.CompileError as error:
+        return str(error)
+    return None
+
+
+@cache
+def device(index: int) -> Device:
+    """What launch plans need to know of CUDA device `index`."""
+    p = torch.cuda.get_device_properties(index)
+    return Device(
+        p.name,
+        10 * p.major + p.minor,
+        p.multi_processor_count,
+        p.max_threads_per_multi_processor,
+        p.shared_memory_per_multiprocessor,
+        p.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # in CUDA builds only
+    )
+
+
+def run(op: str, *flat: Any) -> Any:
+    """The op on schema arguments, whose tensors are on one CUDA device."""
+    plan = plan_module(op)
+    assert plan is not None, f"{op} claims a CUDA kernel"
+    where = next(arg.device for arg in flat if isinstance(arg, Tensor))
+    with torch.cuda.device(where):
+        here = device(where.index)
+        prepared: Prepared = plan.prepare(flat, here)
+        stream = torch.cuda.current_stream(where).cuda_stream
+        for launch in prepared.launches:
+            start(function(where.index, op, launch.kernel, here.capability), launch, stream)
+    outputs = prepared.outputs
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+@cache
+def function(index: int, op: str, kernel: Instance, capability: int) -> Any:
+    """The kernel loaded on device `index`, whose context is current."""
+    compiled = nvrtc.compile(op, kernel, capability)
+    module = _call("cuModuleLoadData", compiled.image)
+    return _call("cuModuleGetFunction", module, compiled.entry.encode())
+
+
+def start(loaded: Any, launch: Launch, stream: int) -> None:
+    """Queue one launch on `stream`."""
+    if launch.shared_bytes > DEFAULT_SHARED:
+        attribute = _driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _call("cuFuncSetAttribute", loaded, attribute, launch.shared_bytes)
+    # The driver copies the one parameter, a struct, before it returns.
+    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(launch.arguments))
+    size = (*launch.grid, *launch.block, launch.shared_bytes)
+    _call("cuLaunchKernel", loaded, *size, stream, ctypes.addressof(parameters), 0)
+
+
+@cache
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _call(name: str, *args: Any) -> Any:
+    """A function of the driver: its result, or None where it has none."""
+    status, *found = getattr(_driver(), name)(*args)
+    if int(status):
+        text = _driver().cuGetErrorString(status)[1].decode()
+        raise DriverError(f"{name}: {text}")
+    return found[0] if found else None
