@@ -1,4 +1,5 @@
-"""The `flashvl-kernels` command: `doctor` examines the installation, `explain` a call."""
+"""The `flashvl-kernels` command: `doctor` examines the installation, `explain` a call; `compile`
+makes the CUDA kernels before they are needed."""
 
 from __future__ import annotations
 
@@ -21,6 +22,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32", "float64")
     )
     explain.add_argument("--device", default="cpu", help="where the tensors lie (default: cpu)")
+    ahead = commands.add_parser("compile", help="compile the CUDA kernels now, without a GPU")
+    ahead.add_argument("op", nargs="*", help="names of ops (default: all with a CUDA kernel)")
+    ahead.add_argument(
+        "--arch", default="80,86,89,90,100,120", help="architectures, by commas (default: all six)"
+    )
     return parser
 
 
@@ -52,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command == "explain":
         return _explain(options.op, options.sample, options.dtype, options.device)
+    if options.command == "compile":
+        from flashvl_kernels.cuda import ahead
+
+        return ahead.main(options.op, options.arch)
     from flashvl_kernels import doctor
 
     return doctor.main()

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from flashvl_kernels.cuda import nvrtc, plan_module, sources, store
-from flashvl_kernels.spec import REGISTRY
+from flashvl_kernels.cli import main
+from flashvl_kernels.cuda import ahead, nvrtc, sources, store
+from flashvl_kernels.cuda.launch import Instance
 
 pytestmark = pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS = [op for op in sorted(REGISTRY) if plan_module(op) is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -25,34 +25,52 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def compile_all(capability: int) -> dict[str, bytes]:
-    found = {}
-    for op in OPS:
-        plan = plan_module(op)
-        assert plan is not None
-        for instance in plan.instances():
-            found[instance.expression] = nvrtc.compile(op, instance, capability).image
-    return found
+def first_of(op: str) -> Instance:
+    return ahead.kernels([op])[0][1]
 
 
-def test_every_kernel_compiles_and_a_full_store_is_quick(empty_store: Path) -> None:
-    cold = compile_all(90)
-    assert len(list(empty_store.iterdir())) == len(cold) >= 60
-    assert all(image.startswith(b"\x7fELF") for image in cold.values())
+def images(capability: int) -> dict[str, bytes]:
+    return {
+        instance.expression: nvrtc.compile(op, instance, capability).image
+        for op, instance in ahead.kernels()
+    }
+
+
+def test_every_kernel_compiles_and_a_full_store_is_quick(
+    empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = time.perf_counter()
-    assert compile_all(90) == cold
+    assert main(["compile", "--arch", "sm_90"]) == 0
+    cold = time.perf_counter() - start
+    assert cold < 90.0
+    count = len(ahead.kernels())
+    assert capsys.readouterr().out == f"{count} kernels for sm_90 in {empty_store}\n"
+    assert len(list(empty_store.iterdir())) == count >= 60
+    start = time.perf_counter()
+    found = images(90)
     assert time.perf_counter() - start < 1.0
+    assert all(image.startswith(b"\x7fELF") for image in found.values())
+    assert images(90) == found
+
+
+def test_compile_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", "nothing", "--arch", "90"]) == 1
+    assert "nothing has no CUDA kernel" in capsys.readouterr().err
+    assert main(["compile", "swiglu", "--arch", "75"]) == 1
+    assert "need sm_80 or newer" in capsys.readouterr().err
+    assert main(["compile", "swiglu", "--arch", "hopper"]) == 1
+    assert "hopper" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 100, 120])
 def test_other_architectures(capability: int) -> None:
-    instance = plan_module("swiglu").instances()[0]
+    instance = first_of("swiglu")
     assert nvrtc.compile("swiglu", instance, capability).image.startswith(b"\x7fELF")
 
 
 def test_a_gpu_from_the_future_gets_ptx() -> None:
     newest = max(nvrtc.architectures())
-    instance = plan_module("swiglu").instances()[0]
+    instance = first_of("swiglu")
     compiled = nvrtc.compile("swiglu", instance, newest + 20)
     assert f".target sm_{newest}".encode() in compiled.image
     assert f".entry {compiled.entry}".encode() in compiled.image
@@ -64,7 +82,7 @@ def test_a_gpu_too_old_is_told_so() -> None:
 
 
 def test_an_error_of_the_compiler_names_kernel_and_file() -> None:
-    instance = plan_module("swiglu").instances()[0]
+    instance = first_of("swiglu")
     wrong = type(instance)("swiglu_kernel<double, 8>", instance.arguments)
     with pytest.raises(nvrtc.CompileError, match=r"csrc/cuda/swiglu\.cuh does not compile"):
         nvrtc.compile("swiglu", wrong, 90)
@@ -72,7 +90,7 @@ def test_an_error_of_the_compiler_names_kernel_and_file() -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "folder"])
 def test_a_damaged_entry_is_built_again(damage: str, empty_store: Path) -> None:
-    instance = plan_module("swiglu").instances()[0]
+    instance = first_of("swiglu")
     good = nvrtc.compile("swiglu", instance, 90)
     (entry,) = empty_store.iterdir()
     whole = entry.read_bytes()
@@ -96,11 +114,11 @@ def test_a_damaged_entry_is_built_again(damage: str, empty_store: Path) -> None:
 def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(store.VARIABLE, str(tmp_path / "file" / "below"))
-    assert nvrtc.compile("swiglu", plan_module("swiglu").instances()[0], 90).entry
+    assert nvrtc.compile("swiglu", first_of("swiglu"), 90).entry
 
 
 def test_a_change_of_any_source_makes_a_new_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    instance = plan_module("swiglu").instances()[0]
+    instance = first_of("swiglu")
     nvrtc.compile("swiglu", instance, 90)
     monkeypatch.setattr(sources, "digest", lambda: "another")
     nvrtc.compile("swiglu", instance, 90)
@@ -120,7 +138,7 @@ def test_eight_processes_fill_one_store(empty_store: Path) -> None:
         for _ in range(8)
     ]
     printed = {process.communicate(timeout=240)[0] for process in running}
-    assert len(printed) == 1 and printed.pop().count("\n") == len(plan_module("swiglu").instances())
+    assert len(printed) == 1 and printed.pop().count("\n") == len(ahead.kernels(["swiglu"]))
     names = [path.name for path in empty_store.iterdir()]
-    assert len(names) == len(plan_module("swiglu").instances())
+    assert len(names) == len(ahead.kernels(["swiglu"]))
     assert all(store.load(name) is not None for name in names)
