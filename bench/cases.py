@@ -59,8 +59,10 @@ def select(
 
 
 def asked_backends(spec: OpSpec, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The backends to measure: those asked for, or every one that the op claims, and torch."""
-    return tuple(asked) or (*spec.kernels, "torch")
+    """The backends to measure: those asked for, or all for this device that the op claims, and
+    torch."""
+    claimed = (name for name in backends.candidates("cpu") if name in spec.kernels)
+    return tuple(asked) or (*claimed, "torch")
 
 
 def refusal(spec: OpSpec, asked: str, flat: Flat) -> str | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels import extension
+from flashvl_kernels import extension, triton
 
 if TYPE_CHECKING:
     from flashvl_kernels.spec import OpSpec
@@ -80,7 +80,12 @@ def preference(device: str) -> tuple[str, ...]:
     """The backends to try for tensors on `device`, in order."""
     scoped = _scoped.get()
     chosen = _process if scoped is None else scoped[0]
-    return _AUTO.get(device, ("torch",)) if chosen is None else chosen
+    return candidates(device) if chosen is None else chosen
+
+
+def candidates(device: str) -> tuple[str, ...]:
+    """The backends that `auto` tries for tensors on `device`, whatever this machine has."""
+    return _AUTO.get(device, ("torch",))
 
 
 def available(device: str = "cpu") -> list[str]:
@@ -90,6 +95,8 @@ def available(device: str = "cpu") -> list[str]:
         names.append("cpu")
     if device == "cuda" and _why_not_cuda() is None:
         names.append("cuda")
+    if device == "cuda" and triton.unavailable(device) is None:
+        names.append("triton")
     return [*names, "torch"]
 
 
@@ -136,6 +143,8 @@ def why_not(
         if isinstance(arg, Tensor) and arg.dtype is torch.float64:
             return "kernels compute in float32; float64 runs through the reference"
     device = device or device_of(args)
+    if name == "triton":
+        return triton.unavailable(device) or spec.kernels[name](*args)
     wanted = "cpu" if name == "cpu" else "cuda"
     if device != wanted:
         return f"the tensors are on {device}; move them to {wanted} or use the torch backend"
@@ -206,4 +215,9 @@ def resolve(spec: OpSpec, name: str) -> Kernel:
         return Kernel(
             "cuda", f"csrc/cuda/{spec.name}.cuh, by NVRTC", partial(driver.run, spec.name)
         )
-    raise BackendError(f"{spec.name}: this version has no {name} kernels")
+    if name == "triton" and name in spec.kernels:
+        reason = triton.missing()
+        if reason is not None:
+            raise BackendError(f"{spec.name}: {reason}")
+        return Kernel("triton", spec.name, triton.module(spec.name).run)
+    raise BackendError(f"{spec.name}: this version has no {name} kernel")

@@ -8,12 +8,11 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from flashvl_kernels import extension
+from flashvl_kernels import extension, triton
 from flashvl_kernels.cuda import nvrtc, store
 
 
@@ -87,9 +86,12 @@ def _level() -> Finding:
 
 
 def _triton() -> Finding:
-    if find_spec("triton") is None:
-        return Finding("triton", True, "not installed (needed for triton kernels only)")
-    return Finding("triton", True, _package_version("triton"))
+    reason = triton.missing()
+    if reason is not None:
+        return Finding("triton", True, f"{reason} (needed for kernels on a GPU only)")
+    reason = triton.unavailable("cuda")
+    state = "its kernels run here" if reason is None else f"its kernels do not run here: {reason}"
+    return Finding("triton", True, f"{triton.version()}: {state}")
 
 
 def _cuda() -> Finding:

@@ -116,7 +116,8 @@ def test_a_falling_back_case_shows_its_reason(asked: str, monkeypatch: pytest.Mo
     assert "rows of 96 are not supported" in report.cells(row)[4]
 
 
-def test_an_unclaimed_backend_is_a_fall_back() -> None:
+def test_an_unclaimed_backend_is_a_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SPEC, "kernels", {})
     reason = refusal(SPEC, "triton", CASE.flat())
     assert reason is not None and "no triton kernel" in reason
 

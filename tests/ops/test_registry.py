@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 import flashvl_kernels
-from flashvl_kernels import extension, numerics
+from flashvl_kernels import extension, numerics, triton
 from flashvl_kernels.backends import backend, why_not
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
 
@@ -66,6 +66,8 @@ def test_the_extension_is_loaded() -> None:
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda s: s.name)
 def test_an_op_has_every_backend_it_claims(spec: OpSpec) -> None:
     for name in spec.kernels:
+        if name == "triton" and triton.missing() is not None:
+            pytest.skip(f"the triton kernel is not looked at: {triton.missing()}")
         assert callable(spec.kernel(name).run)
 
 
