@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
 FLOPS_PER_OUTPUT = 5  # exp, add, divide, multiply by the gate, multiply by up
@@ -82,12 +82,6 @@ SAMPLES = (
         "bench",
         family="flash-vl",
     ),
-    Sample(
-        "64 MiB",
-        lambda m: call(m.normal(2**24 // 8960, 2 * 8960)),
-        "bench",
-        family="stream",
-    ),
     Sample("AIMv2 tile", lambda m: call(m.normal(1024, 2 * 4096)), "bench", family="flash-vl"),
 )
 
@@ -99,7 +93,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "cuda": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "cuda": SUPPORTS_ALL, "triton": triton.supports("swiglu")},
 )
 
 

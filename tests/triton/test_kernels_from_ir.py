@@ -1,0 +1,71 @@
+"""Every Triton kernel on every sample and dtype, executed from its IR, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from semantics import executed
+
+from flashvl_kernels import numerics, triton
+from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SPECS = [spec for spec in REGISTRY.values() if "triton" in spec.kernels]
+KINDS = ("typical", "edge", "strided", "zero")
+
+
+def samples(*kinds: str) -> list[Any]:
+    """A pytest parameter for each op with a kernel and each of its samples of these kinds."""
+    return [
+        pytest.param(spec, sample, id=f"{spec.name}-{sample.name.replace(' ', '_')}")
+        for spec in SPECS
+        for sample in spec.samples
+        if sample.kind in kinds
+    ]
+
+
+def flat_call(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> tuple[Any, ...]:
+    built = sample.build(dtype)
+    return capture(spec.function, *built.args, **built.kwargs)[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("spec", "sample"), samples(*KINDS))
+def test_against_the_float64_oracle(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> None:
+    flat = flat_call(spec, sample, dtype)
+    kernels = triton.module(spec.name)
+    reason = kernels.why_not(*flat)
+    if reason is not None:
+        pytest.skip(f"not supported: {reason}")
+    with executed() as launched:
+        got = numerics.results(spec, kernels.run, flat)
+    # A zero-size call may still have an output to fill; a call with elements has work to do.
+    assert launched or sample.kind == "zero"
+    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
+    for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
+        verdict = numerics.judge(g, p, t, spec.tolerance)
+        assert verdict.right, f"{spec.name}, output {i}: {verdict.reason}"
+        assert g.is_contiguous()
+
+
+@pytest.mark.parametrize(("spec", "sample"), samples("far"))
+def test_offsets_past_2_to_the_31(spec: OpSpec, sample: Sample) -> None:
+    flat = flat_call(spec, sample, torch.bfloat16)
+    near = tuple(a.contiguous() if isinstance(a, torch.Tensor) else a for a in flat)
+    run = triton.module(spec.name).run
+    with executed() as launched:
+        results = [numerics.outputs(run(*call)) for call in (flat, near)]
+    assert launched
+    for far, expected in zip(*results, strict=True):
+        assert torch.equal(far, expected)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_most_samples_are_supported(spec: OpSpec) -> None:
+    """A kernel that refuses calls would pass all of the above."""
+    asked = [sample for sample in spec.samples if sample.kind in KINDS]
+    why_not = triton.module(spec.name).why_not
+    refused = [s.name for s in asked if why_not(*flat_call(spec, s, torch.bfloat16)) is not None]
+    assert len(refused) * 4 <= len(asked), refused
