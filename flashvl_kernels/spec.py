@@ -67,14 +67,16 @@ class Maker:
         """Normal numbers whose last two axes are swapped in memory."""
         return self.normal(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
 
-    def far(self, *shape: int) -> Tensor:
+    def far(self, *shape: int, stride: int = 2**31 + 64) -> Tensor:
         """Normal numbers whose second row starts past element 2^31: 32-bit offsets wrap there.
+
+        With three rows and a stride of 2^30 the stride itself fits into 32 bits, as it mostly does,
+        and only its product with the row does not.
 
         The memory in between is reserved and never touched, so it costs no pages.
         """
         values = self.normal(*shape)
         row = values[0].numel()
-        stride = 2**31 + 64
         buffer = torch.empty(
             stride * (shape[0] - 1) + row, dtype=values.dtype, device=values.device
         )

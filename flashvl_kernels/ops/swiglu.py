@@ -63,6 +63,7 @@ SAMPLES = (
     Sample("no rows", lambda m: call(m.normal(0, 16)), "zero"),
     Sample("no channels", lambda m: call(m.normal(3, 0)), "zero"),
     Sample("rows past 2^31", lambda m: call(m.far(2, 64)), "far"),
+    Sample("third row past 2^31", lambda m: call(m.far(3, 64, stride=2**30)), "far"),
     Sample(
         "integers",
         lambda m: call(m.integers(0, 9, 2, 8)),
