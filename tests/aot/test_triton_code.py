@@ -1,0 +1,118 @@
+"""The machine code of every Triton kernel on eight architectures: what it must show, and no change.
+
+Registers, shared memory and accesses are compared with tests/aot/triton_budget.json, which
+`python tests/aot/triton_compile.py --write` writes again: a change is meant, or it is a regression.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import triton_compile
+from triton_compile import TARGETS, Compilers, Facts, Job
+
+from flashvl_kernels import triton as backend
+from flashvl_kernels.spec import REGISTRY, OpSpec
+
+if backend.missing():
+    pytest.skip(f"nothing can be compiled: {backend.missing()}", allow_module_level=True)
+
+SPECS = list(triton_compile.claimed())
+BUDGET = json.loads(triton_compile.BUDGET.read_text())
+PINNED = "3.8.0"
+
+
+@pytest.fixture(scope="module")
+def compilers() -> Iterator[Compilers]:
+    pool = Compilers()
+    yield pool
+    pool.close()
+
+
+_STARTED: dict[str, dict[Job, Future[Facts]]] = {}
+
+
+@pytest.fixture
+def built(compilers: Compilers, spec: OpSpec) -> dict[Job, Facts]:
+    """The facts of every job of an op; compiled once for all tests of the module."""
+    if spec.name not in _STARTED:
+        _STARTED[spec.name] = compilers.start(spec)
+    return {job: future.result() for job, future in _STARTED[spec.name].items()}
+
+
+def kernels(built: dict[Job, Facts]) -> Iterator[tuple[Job, str, dict[str, Any]]]:
+    """Each compiled kernel: its job, its function's name, its facts."""
+    for job, facts in built.items():
+        for name, each in facts.items():
+            yield job, name.split()[0], each
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_the_code_shows_what_the_kernel_file_expects(spec: OpSpec, built: dict[Job, Facts]) -> None:
+    expected = backend.module(spec.name).EXPECT
+    assert {name for _, name, _ in kernels(built)} == set(expected), "EXPECT names every kernel"
+    for job, name, facts in kernels(built):
+        where = f"{name}, {triton_compile.entry(job)}: {facts}"
+        expect = expected[name]
+        if not TARGETS[job.arch].amd:
+            assert facts["spilled_bytes"] == 0, where
+        if expect.wide_access:
+            assert facts["wide"] > 0 and facts["narrow"] <= expect.narrow, where
+        # fp32 products stay exact: no tensor core has full fp32 inputs.
+        if expect.tensor_cores and job.dtype != "fp32":
+            assert facts["matrix"], where
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_resources_are_those_of_the_budget(spec: OpSpec, built: dict[Job, Facts]) -> None:
+    if backend.version() != PINNED:
+        pytest.skip(f"the budget is that of triton {PINNED}; this is {backend.version()}")
+    found = {triton_compile.entry(job): facts for job, facts in built.items()}
+    assert found == BUDGET["ops"].get(spec.name), (
+        "resources changed; if that is meant: python tests/aot/triton_compile.py --write"
+    )
+
+
+def test_the_budget_holds_no_op_that_is_gone() -> None:
+    assert BUDGET["triton"] == PINNED
+    assert set(BUDGET["ops"]) == {spec.name for spec in SPECS}
+
+
+def launch_of(op: str, arch: str) -> triton_compile.Launch:
+    job = next(job for job in triton_compile.jobs(REGISTRY[op]) if job.arch == arch)
+    return triton_compile.record(job)[0]
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_narrow_accesses_are_seen(arch: str) -> None:
+    """A row length that is no multiple of 16 bytes must not count as wide access."""
+    launch = launch_of("swiglu", arch)
+    odd = tuple(a - 1 if isinstance(a, int) and a == 8960 else a for a in launch.args)
+    assert 8959 in [a for a in odd if isinstance(a, int)]
+    compiled = triton_compile.build(replace(launch, args=odd), arch)
+    read = triton_compile.read_amdgcn if arch == "gfx942" else triton_compile.read_ptx
+    assert read(compiled)["narrow"] > 0
+
+
+def test_spills_are_seen() -> None:
+    """LayerNorm of 32768 columns on one warp: 1024 values a thread, which has 255 registers."""
+    launch = launch_of("layer_norm", "sm_90")
+    crowded = replace(launch, kwargs={**launch.kwargs, "COLUMNS": 32768, "num_warps": 1})
+    assert triton_compile.read_ptx(triton_compile.build(crowded, "sm_90"))["spilled_bytes"] > 0
+
+
+def test_matrix_instructions_are_read_from_both_kinds_of_code() -> None:
+    assert triton_compile._matrix("wgmma.mma_async.sync.aligned.m64n128k16") == "wgmma.mma_async"
+    assert triton_compile._matrix("v_mfma_f32_16x16x16_bf16 a[0:3]") == "v_mfma"
+    assert triton_compile._matrix("fma.rn.f32") == ""
+
+
+def test_what_is_compiled_is_launched_with_the_block_of_the_target() -> None:
+    """The recorded launch depends on the target: an AMD wave is twice as wide."""
+    warps = {arch: launch_of("rms_norm", arch).kwargs["num_warps"] for arch in ("sm_90", "gfx942")}
+    assert warps["sm_90"] == 2 * warps["gfx942"]
