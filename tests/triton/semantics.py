@@ -44,6 +44,9 @@ from triton.compiler.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 from ttsem import mlir, pidraces, values  # noqa: E402
 
+from flashvl_kernels import numerics  # noqa: E402
+from flashvl_kernels.spec import OpSpec  # noqa: E402
+
 TARGET = GPUTarget("cuda", 90, 32)
 
 
@@ -216,3 +219,29 @@ def poisoned() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def wrong(spec: OpSpec, flat: tuple[Any, ...], got: list[Tensor]) -> str:
+    """What is wrong with a kernel's results by the rule of `numerics.judge`; empty if nothing."""
+    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
+    for i, (mine, naive, exact) in enumerate(zip(got, plain, truth, strict=True)):
+        verdict = numerics.judge(mine, naive, exact, spec.tolerance)
+        if not verdict.right:
+            return f"wrong: {spec.name}, output {i}: {verdict.reason}"
+    return ""
+
+
+def rounds_otherwise(spec: OpSpec, share: float, flat: tuple[Any, ...], got: list[Tensor]) -> str:
+    """Whether fewer than `share` of the elements are bit-equal to the plain expression's.
+
+    The oracle cannot see a cast that is left out, since that is more exact; the models were trained
+    with it (Hugging Face's order). One more or less moves a tenth of the elements of a bf16 result;
+    another order of a sum in fp32, or an approximate rsqrt, moves less than one in a hundred.
+    """
+    for i, (mine, plain) in enumerate(
+        zip(got, numerics.results(spec, spec.reference, flat), strict=True)
+    ):
+        equal = float((mine == plain).double().mean()) if mine.numel() else 1.0
+        if equal < share:
+            return f"rounding: {spec.name}, output {i}: {equal:.4f} of the elements are bit-equal"
+    return ""
