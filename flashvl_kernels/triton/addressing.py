@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import triton
+import triton.language as tl  # noqa: F401  (TRITON_INTERPRET looks for it here)
 
 
 @triton.jit
