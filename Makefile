@@ -35,7 +35,7 @@ help:
 	@echo 'make setup       only the virtual environment ($(VENV)) and the build'
 	@echo 'make clean       remove the virtual environment and everything built'
 
-setup: $(VENV)/.test-stamp $(VENV)/.ttsem-stamp
+setup: $(VENV)/.test-stamp $(VENV)/.triton-stamp
 
 demo: setup
 	@$(BIN)/flashvl demo
@@ -96,13 +96,15 @@ $(VENV)/.torch-stamp: $(VENV)/.venv-stamp
 	@$(PIP_INSTALL) '$(TORCH)'
 	@touch $@
 
-# ttsem executes the Triton kernels in the tests. It runs on Python 3.11, but declares 3.12, where the
-# test extra has it already. Without it those tests skip and say so, so a failure here is no error.
-TTSEM := ttsem==0.1.0
+# What executes the Triton kernels without a GPU, apart from the test extra and its resolver: a CUDA
+# build of torch pins another Triton, and ttsem declares Python 3.12 although it runs on 3.11. Where
+# they cannot be installed those tests skip and say so, so a failure here is no error.
+TRITON := triton==3.8.0 ttsem==0.1.0
 
-$(VENV)/.ttsem-stamp: $(VENV)/.test-stamp
-	@$(PIP_INSTALL) --no-deps --ignore-requires-python '$(TTSEM)' && touch $@ || \
-	  echo 'setup: $(TTSEM) could not be installed; the tests that execute Triton kernels will skip'
+$(VENV)/.triton-stamp: $(VENV)/.test-stamp
+	@echo 'setup: installing $(TRITON) ...'
+	@$(PIP_INSTALL) --no-deps --ignore-requires-python $(TRITON) && touch $@ || \
+	  echo 'setup: $(TRITON) could not be installed; the tests that execute Triton kernels will skip'
 
 # .test-stamp, .train-stamp, .lint-stamp: the package, editable, with that extra.
 $(VENV)/.%-stamp: $(VENV)/.torch-stamp $(SOURCES)

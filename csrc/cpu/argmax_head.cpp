@@ -8,7 +8,7 @@
 #include "argmax_head.h"
 
 #include "matrix/few_rows.h"
-#include "matrix/row_norm.h"
+#include "matrix/normalised_row.h"
 #include "vec.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {

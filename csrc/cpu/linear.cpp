@@ -17,7 +17,7 @@
 #include "matrix/few_rows.h"
 #include "matrix/panel_source.h"
 #include "matrix/row_layout.h"
-#include "matrix/row_norm.h"
+#include "matrix/normalised_row.h"
 #include "matrix/tile_block.h"
 #include "matrix/vector_block.h"
 #include "vec.h"

@@ -1,4 +1,5 @@
-// RMSNorm or LayerNorm of one row that lies in the first-level cache: the norm that other ops fuse.
+// RMSNorm or LayerNorm of one row that lies in the first-level cache: the norm that other ops fuse,
+// compress_tokens with a row of its own and products (matrix/normalised_row.h) while they pack theirs.
 //
 // Rounding as in flashvl_kernels/norm.py: RMSNorm rounds the normalised value before the weight
 // multiplies it, LayerNorm rounds once.
@@ -105,14 +106,19 @@ inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, con
   }
 }
 
-// One row that lies in `count` pieces of `columns` values. A piece may lie at its own place in to.
+// What a value v of the row is mapped by, before weight and bias: (v - mean) * scale + shift.
+struct RowMoments {
+  float mean, scale, shift;
+};
+
+// Those of one row that lies in `count` pieces of `columns` values. RMSNorm takes no mean off.
 template <class T>
-inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
-                      const RowNorm<T>& norm) {
+inline RowMoments moments_of(const T* const* pieces, int64_t count, int64_t columns, bool layer,
+                             float eps) {
   const double values = static_cast<double>(count * columns);
-  float mean = 0.0f;  // RMSNorm takes none off
-  double off = 0.0;   // by how much the rounded mean is wrong, as layer_norm.cpp explains
-  if (norm.bias != nullptr) {
+  float mean = 0.0f;
+  double off = 0.0;  // by how much the rounded mean is wrong, as layer_norm.cpp explains
+  if (layer) {
     for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns, 0.0f);
     mean = static_cast<float>(mean / values);
     for (int64_t k = 0; k < count; ++k) off += sum_of(pieces[k], columns, mean);
@@ -120,9 +126,16 @@ inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t colu
   }
   double squares = 0.0;
   for (int64_t k = 0; k < count; ++k) squares += squares_of(pieces[k], columns, mean);
-  const double rstd = 1.0 / __builtin_sqrt(squares / values - off * off + norm.eps);
-  const F32 centre = splat(mean), scale = splat(static_cast<float>(rstd));
-  const F32 shift = splat(static_cast<float>(-off * rstd));
+  const double rstd = 1.0 / __builtin_sqrt(squares / values - off * off + eps);
+  return {mean, static_cast<float>(rstd), static_cast<float>(-off * rstd)};
+}
+
+// Such a row, normalised. A piece may lie at its own place in to.
+template <class T>
+inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
+                      const RowNorm<T>& norm) {
+  const RowMoments row = moments_of(pieces, count, columns, norm.bias != nullptr, norm.eps);
+  const F32 centre = splat(row.mean), scale = splat(row.scale), shift = splat(row.shift);
   for (int64_t k = 0; k < count; ++k) {
     const int64_t first = k * columns;
     const T* weight = norm.weight + first;

@@ -43,12 +43,6 @@ def test_requirements(metadata: Message) -> None:
     assert all("==" in line.split(";")[0] for line in tested), "the test extra is pinned exactly"
 
 
-def test_the_makefile_installs_the_ttsem_of_the_test_extra(root: Path, metadata: Message) -> None:
-    """It ignores the Python version ttsem asks for, which the extra cannot."""
-    (line,) = (r for r in metadata.get_all("Requires-Dist") or [] if r.startswith("ttsem"))
-    assert f"TTSEM := {line.split(';')[0].strip()}\n" in (root / "Makefile").read_text()
-
-
 def test_one_torch_bound_everywhere(root: Path, tools: None, metadata: Message) -> None:
     import find_torch
     from flashvl_kernels import extension

@@ -18,6 +18,7 @@ import operator
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,6 +33,8 @@ def missing() -> str | None:
     for name in ("triton", "ttsem"):
         if find_spec(name) is None:
             return f"{name} is not installed; `make setup` installs what the Triton tests need"
+    if not metadata.version("triton").startswith("3.8."):
+        return f"triton is {metadata.version('triton')}; ttsem reads the IR of 3.8 (`make setup`)"
     return None
 
 

@@ -6,7 +6,7 @@
 #include "../linear.h"
 #include "../vec_math.h"
 #include "row_layout.h"
-#include "row_norm.h"
+#include "normalised_row.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
