@@ -15,9 +15,9 @@
 
 #include "matrix/epilogue.h"
 #include "matrix/few_rows.h"
+#include "matrix/normalised_row.h"
 #include "matrix/panel_source.h"
 #include "matrix/row_layout.h"
-#include "matrix/normalised_row.h"
 #include "matrix/tile_block.h"
 #include "matrix/vector_block.h"
 #include "vec.h"

@@ -1,5 +1,6 @@
 // RMSNorm or LayerNorm of one row that lies in the first-level cache: the norm that other ops fuse,
-// compress_tokens with a row of its own and products (matrix/normalised_row.h) while they pack theirs.
+// compress_tokens with a row of its own and products (matrix/normalised_row.h) while they pack
+// theirs.
 //
 // Rounding as in flashvl_kernels/norm.py: RMSNorm rounds the normalised value before the weight
 // multiplies it, LayerNorm rounds once.

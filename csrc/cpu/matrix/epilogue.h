@@ -5,8 +5,8 @@
 
 #include "../linear.h"
 #include "../vec_math.h"
-#include "row_layout.h"
 #include "normalised_row.h"
+#include "row_layout.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
