@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
 SENTINELS = (-200, -201)
@@ -118,6 +118,13 @@ SAMPLES = (
         ),
     ),
     Sample(
+        "more tokens than a block ranks",
+        lambda m: call(
+            m.normal(1100, 4), _ids(m, 1100, images=((9, 3), (1022, 5), (1090, 2))), m.normal(10, 4)
+        ),
+        "edge",
+    ),
+    Sample(
         "image only",
         lambda m: call(m.normal(5, 7), _ids(m, 5, images=((0, 5),)), m.normal(5, 7)),
         "edge",
@@ -160,6 +167,11 @@ SAMPLES = (
     Sample(
         "rows past 2^31",
         lambda m: call(m.far(2, 32), _ids(m, 2, images=((0, 1),)), m.normal(1, 32)),
+        "far",
+    ),
+    Sample(
+        "third row past 2^31",
+        lambda m: call(m.far(3, 32, stride=2**30), _ids(m, 3, images=((0, 1),)), m.normal(1, 32)),
         "far",
     ),
     Sample(
@@ -245,7 +257,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("merge_image_tokens")},
 )
 
 

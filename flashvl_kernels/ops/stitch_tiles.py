@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call
 from flashvl_kernels.tiles import TileGrid
 
@@ -129,6 +129,11 @@ SAMPLES = (
         error="grid is a tuple; needs a TileGrid",
     ),
     Sample(
+        "third token past 2^31",
+        lambda m: call(m.far(4, 2, 8, stride=2**30)[None, :, 0], TileGrid(1, 1, 2)),
+        "far",
+    ),
+    Sample(
         "a tile is missing",
         lambda m: call(m.normal(5, 16, 8), TileGrid(2, 3, 4)),
         "hostile",
@@ -192,7 +197,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("stitch_tiles")},
 )
 
 
