@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 MINIMUM = (3, 4)
-"""The oldest Triton that has everything the kernels use; 3.8.0 is the one the tests run."""
+"""Older versions are refused. 3.8.0 is the one the tests run; those between are untried."""
 
 
 def version() -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 import triton_compile
 from triton_compile import TARGETS, Compilers, Facts, Job
 
@@ -21,6 +22,8 @@ from flashvl_kernels.spec import REGISTRY, OpSpec
 
 if backend.missing():
     pytest.skip(f"nothing can be compiled: {backend.missing()}", allow_module_level=True)
+
+import small_product
 
 SPECS = list(triton_compile.claimed())
 BUDGET = json.loads(triton_compile.BUDGET.read_text())
@@ -106,10 +109,18 @@ def test_spills_are_seen() -> None:
     assert triton_compile.read_ptx(triton_compile.build(crowded, "sm_90"))["spilled_bytes"] > 0
 
 
-def test_matrix_instructions_are_read_from_both_kinds_of_code() -> None:
-    assert triton_compile._matrix("wgmma.mma_async.sync.aligned.m64n128k16") == "wgmma.mma_async"
-    assert triton_compile._matrix("v_mfma_f32_16x16x16_bf16 a[0:3]") == "v_mfma"
-    assert triton_compile._matrix("fma.rn.f32") == ""
+@pytest.mark.parametrize("arch", TARGETS)
+def test_matrix_instructions_are_seen(arch: str) -> None:
+    """A product of two 64x64 bf16 blocks uses the matrix unit of each architecture, a sum none."""
+    args = [torch.empty(64, 64, dtype=torch.bfloat16, device="meta") for _ in range(3)]
+    launch = triton_compile.Launch(small_product.kernel, tuple(args), {"num_warps": 4})
+    read = triton_compile.read_amdgcn if TARGETS[arch].amd else triton_compile.read_ptx
+    facts = read(triton_compile.build(launch, arch))
+    unit = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+    assert facts["matrix"] == ("v_mfma" if TARGETS[arch].amd else unit.get(arch, "mma.sync"))
+    assert facts["spilled_bytes"] == 0 and facts["wide"] > 0
+    summed = read(triton_compile.build(launch_of("swiglu", arch), arch))
+    assert summed["matrix"] == ""
 
 
 def test_what_is_compiled_is_launched_with_the_block_of_the_target() -> None:
