@@ -50,9 +50,10 @@ def test_the_package_works_where_triton_cannot_be_imported() -> None:
     assert "not triton: triton is not installed; pip install triton" in done.stdout
 
 
-def test_without_a_gpu_the_reason_says_so() -> None:
+def test_without_a_gpu_the_reason_says_so(pretend: Callable[[str | None], None]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
+    pretend("3.8.0")
     reason = why_not(SPEC, "triton", CALL)
     assert reason is not None and "no CUDA or ROCm GPU" in reason
     with (
@@ -74,7 +75,10 @@ def test_without_triton_every_way_in_says_how_to_get_it(
     assert line.ok and "pip install triton" in line.text
 
 
-def test_with_a_gpu_the_tensors_must_be_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_gpu_the_tensors_must_be_on_it(
+    pretend: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend("3.8.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert triton.unavailable("cuda") == triton.missing()
     assert triton.unavailable("cpu") is not None and "on cpu" in str(triton.unavailable("cpu"))
