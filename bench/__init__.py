@@ -12,5 +12,6 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
                  rows.py: its rows; memory.py, loading.py: peak memory at work and while loading
     peer.py      transformers on our weights; remote.py, peers/: OpenVINO and llama.cpp in
                  environments of their own
+    compare.py   `flashvl-bench compare`: what changed between two runs of ops
     report.py    text tables; schema.py: the result files, versioned and validated
 """

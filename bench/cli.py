@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         "--layers", type=int, help="cut encoder and decoder to this depth, on all sides"
     )
     _threads(model)
+    compare = commands.add_parser("compare", help="what changed between two result files of ops")
+    compare.add_argument("before", metavar="BEFORE.json")
+    compare.add_argument("after", metavar="AFTER.json")
+    compare.add_argument(
+        "--least", type=float, default=0.05, help="the least change to tell (default: 0.05)"
+    )
+    compare.add_argument("--markdown", metavar="FILE", help="write a pull request's summary here")
     return parser
 
 
@@ -137,6 +144,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 if a result was wrong."""
     parser = _parser()
     options = parser.parse_args(argv)
+    if options.command == "compare":
+        from flashvl_bench import compare
+
+        if not 0 <= options.least < 10:
+            parser.error(f"--least is {options.least}; needs a share such as 0.05")
+        return compare.run(options.before, options.after, options.least, options.markdown)
     _positive(parser, options)
     if options.threads:
         import torch
