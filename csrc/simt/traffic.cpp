@@ -29,8 +29,10 @@ void AccessLog::add(Space space, int lane, const void* address, size_t bytes, ui
 void AccessLog::flush() {
   if (accesses_.empty()) return;
   const auto key = [](const Access& a) { return std::tuple(a.space, a.site, a.number); };
-  std::stable_sort(accesses_.begin(), accesses_.end(),
-                   [&](const Access& a, const Access& b) { return key(a) < key(b); });
+  // By lane within an access: the quarters of a warp go together, whichever lane ran first.
+  std::sort(accesses_.begin(), accesses_.end(), [&](const Access& a, const Access& b) {
+    return std::tuple(key(a), a.lane) < std::tuple(key(b), b.lane);
+  });
   for (size_t begin = 0; begin < accesses_.size();) {
     size_t end = begin + 1;
     while (end < accesses_.size() && key(accesses_[end]) == key(accesses_[begin])) ++end;
@@ -44,11 +46,10 @@ void AccessLog::flush() {
 void AccessLog::count(const Access* begin, const Access* end) {
   Counters& c = report->counters;
   if (begin->space == Space::shared_read || begin->space == Space::shared_write) {
-    uint64_t addresses[kLanes];
-    int lanes = 0;
-    for (const Access* a = begin; a != end && lanes < kLanes; ++a) addresses[lanes++] = a->address;
+    uint64_t addresses[kLanes] = {};
+    for (const Access* a = begin; a != end; ++a) addresses[a->lane % kLanes] = a->address;
     ++(begin->space == Space::shared_read ? c.shared_reads : c.shared_writes);
-    count_wavefronts(addresses, lanes, begin->bytes);
+    count_wavefronts(addresses, kLanes, begin->bytes);
     return;
   }
   const bool read = begin->space == Space::global_read;
@@ -74,17 +75,20 @@ void AccessLog::count(const Access* begin, const Access* end) {
 }
 
 // Up to 4 bytes a lane the warp goes at once, 8 bytes in halves, 16 bytes in quarters; within one
-// of these, the most distinct words that a bank is asked for is the number of wavefronts.
+// of these, the most distinct words that a bank is asked for is the number of wavefronts. A lane
+// that takes no part has address 0.
 void count_wavefronts(const uint64_t* addresses, int lanes, int bytes) {
   const int together = std::min(kLanes, kBanks * kBankBytes / std::max(bytes, kBankBytes));
   for (int first = 0; first < lanes; first += together) {
     std::vector<uint64_t> words;
     for (int i = first; i < std::min(lanes, first + together); ++i) {
+      if (addresses[i] == 0) continue;
       for (uint64_t w = addresses[i] / kBankBytes; w <= (addresses[i] + bytes - 1) / kBankBytes;
            ++w) {
         words.push_back(w);
       }
     }
+    if (words.empty()) continue;
     std::sort(words.begin(), words.end());
     words.erase(std::unique(words.begin(), words.end()), words.end());
     int asked[kBanks] = {};
