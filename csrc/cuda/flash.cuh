@@ -9,12 +9,15 @@ namespace flashvl::cuda {
 // kDim is 64, 80, 128 or 256 in 16 bits, 64, 96, 128 or 256 in fp32; flash_plan.py mirrors this.
 // 16 bits: 128 rows a block up to 80 channels, where two tiles a warp and their scores fit its
 // registers and each key read from shared memory is used twice; then 64, then 32. Keys at a time
-// are as many as spill nowhere: 64 at 80 channels spill on sm_80, and 32 at 256.
-constexpr int flash_keys(int dim) { return dim == 80 ? 32 : dim == 256 ? 16 : 64; }
+// are as many as spill nowhere: 64 at 64 channels spill on sm_80, and 32 at 256.
+template <int kDim>
+constexpr int kFlashKeys = kDim <= 80    ? 32
+                           : kDim <= 128 ? 64
+                                         : 16;
 
 template <class T, int kDim>
 struct FlashOf {
-  using type = FlashMma<T, kDim, kDim <= 128 ? 4 : 2, kDim <= 80 ? 2 : 1, flash_keys(kDim)>;
+  using type = FlashMma<T, kDim, kDim <= 128 ? 4 : 2, kDim <= 80 ? 2 : 1, kFlashKeys<kDim>>;
 };
 template <int kDim>
 struct FlashOf<float, kDim> {

@@ -92,6 +92,7 @@ class FlashMma {
       if (active) add_values(s);
     }
     cp_async_wait<0>();
+    if (first >= last) sync();  // store() takes over the memory that the queries were copied to
     sum_quads();
   }
 

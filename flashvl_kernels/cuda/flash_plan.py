@@ -40,7 +40,7 @@ def shape_of(dim: int, itemsize: int) -> FlashShape:
     """The block of Flash<T, dim>."""
     if itemsize == 2:
         threads = 128 if dim <= 128 else 64
-        keys = {80: 32, 256: 16}.get(dim, 64)
+        keys = 32 if dim <= 80 else 64 if dim <= 128 else 16
         rows = threads // 32 * 16 * (2 if dim <= 80 else 1)
         return FlashShape(rows, keys, threads, (rows + 2 * keys) * dim * 2)
     each = 4 if dim <= 96 else 2 if dim <= 128 else 1

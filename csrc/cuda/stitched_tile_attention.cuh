@@ -1,0 +1,156 @@
+// Attention inside overlapping tiles, written as one stitched canvas: flash_mma.cuh, and
+// flash_fma.cuh for fp32.
+//
+// Bound by FLOPs: 4 a pair and channel, of the queries the canvas is made of. The canvas is cut
+// into rectangles whose positions come from the same tiles; a block has the queries of one head at
+// up to 128 positions of one rectangle. Under crop each has one tile and other queries are not
+// computed. Under mean and linear a block goes over the two or four tiles of its rectangle one
+// after the other and blends in fp32, rounded once: no tile's result ever reaches memory.
+#pragma once
+
+#include "flash.cuh"
+
+namespace flashvl::cuda {
+
+// One axis of a TileGrid (flashvl_kernels/tiles.py), in patches.
+struct StitchAxis {
+  int64_t tiles, canvas;
+};
+
+// A stretch of an axis of the canvas that comes from the same one or two tiles.
+struct Stretch {
+  int first, count;  // positions on the canvas
+  int tile, ways;    // the upper (left) tile
+};
+
+template <class T>
+struct StitchedTileAttentionArgs {
+  Operand<T> q, k, v;
+  Global<T> out;  // contiguous [images, canvas, heads, channels]
+  StitchAxis down, across;
+  int64_t tile, overlap, border, blends, linear;
+  int64_t image_blocks;  // of one image: the blocks of all rectangles
+  int64_t heads, channels;
+  int64_t out_wide;
+  float scale;
+};
+
+template <class T>
+__device__ __forceinline__ int stretches(const StitchedTileAttentionArgs<T>& args,
+                                         const StitchAxis& axis) {
+  return static_cast<int>(args.blends ? 2 * axis.tiles - 1 : axis.tiles);
+}
+
+// Under crop stretch i is what tile i owns. Blended, even ones are a tile's own middle (it may be
+// empty) and odd ones where two tiles overlap.
+template <class T>
+__device__ __forceinline__ Stretch stretch_at(const StitchedTileAttentionArgs<T>& args,
+                                              const StitchAxis& axis, int i) {
+  const int tile = static_cast<int>(args.tile), overlap = static_cast<int>(args.overlap);
+  const int border = static_cast<int>(args.border), step = tile - overlap;
+  const int index = args.blends ? i / 2 : i;
+  if (args.blends && i % 2 == 1) return {(index + 1) * step - border, overlap, index, 2};
+  const int cut_front = args.blends ? overlap : (overlap + 1) / 2;
+  const int cut_back = args.blends ? overlap : overlap / 2;
+  const int start = index == 0 ? border : cut_front;
+  const int stop = tile - (index == axis.tiles - 1 ? border : cut_back);
+  return {index * step + start - border, stop - start, index, 1};
+}
+
+struct Rectangle {
+  Stretch down, across;
+  int first;  // the block's first position in it
+};
+
+template <class T>
+__device__ __forceinline__ Rectangle rectangle_of(const StitchedTileAttentionArgs<T>& args,
+                                                  int block, int rows) {
+  Rectangle at{};
+  const int downs = stretches(args, args.down), acrosses = stretches(args, args.across);
+#pragma unroll 1
+  for (int i = 0; i < downs * acrosses; ++i) {
+    at.down = stretch_at(args, args.down, i / acrosses);
+    at.across = stretch_at(args, args.across, i % acrosses);
+    const int blocks = (at.down.count * at.across.count + rows - 1) / rows;
+    if (block < blocks) break;
+    block -= blocks;
+  }
+  at.first = block * rows;
+  return at;
+}
+
+// What the later (1) or earlier (0) of two tiles counts at a position of their overlap.
+template <class T>
+__device__ __forceinline__ float share_of(const StitchedTileAttentionArgs<T>& args,
+                                          const Stretch& along, int way, int position) {
+  if (along.ways == 1) return 1.0f;
+  const float later =
+      args.linear ? static_cast<float>(2 * position + 1) / static_cast<float>(2 * args.overlap)
+                  : 0.5f;
+  return way ? later : 1.0f - later;
+}
+
+// The grid is (blocks of all images, heads).
+template <class T, int kDim, bool kBlend>
+__global__ void __launch_bounds__(Flash<T, kDim>::kThreads)
+    stitched_tile_attention_kernel(StitchedTileAttentionArgs<T> args) {
+  using Block = Flash<T, kDim>;
+  const int64_t head = blockIdx.y, image = blockIdx.x / args.image_blocks;
+  const Rectangle at =
+      rectangle_of(args, static_cast<int>(blockIdx.x - image * args.image_blocks), Block::kRows);
+  const int width = at.across.count;
+  const int rows = min(at.down.count * width - at.first, Block::kRows);
+  const int step = static_cast<int>(args.tile - args.overlap);
+  Block flash = flash_of_block<T, kDim>();
+  const Shared<float> blended = dynamic_shared<float>(
+      (Block::kQueryElements + Block::kKeyElements) * static_cast<int64_t>(sizeof(T)));
+
+  const int sources = kBlend ? at.down.ways * at.across.ways : 1;
+#pragma unroll 1
+  for (int source = 0; source < sources; ++source) {
+    const int lower = source / at.across.ways, right = source % at.across.ways;
+    const int tile_row = at.down.tile + lower, tile_column = at.across.tile + right;
+    const int64_t tile = (image * args.down.tiles + tile_row) * args.across.tiles + tile_column;
+    // Of the rectangle's first position, in the tile.
+    const int top = at.down.first + static_cast<int>(args.border) - tile_row * step;
+    const int left = at.across.first + static_cast<int>(args.border) - tile_column * step;
+    const auto origin = [&](const Operand<T>& x) { return tile * x.batch + head * x.head; };
+    const int64_t q_first = origin(args.q);
+    flash.load_queries(args.q, args.channels, [&](int row) -> int64_t {
+      if (row >= rows) return -1;
+      const int y = (at.first + row) / width, x = (at.first + row) % width;
+      return q_first + ((top + y) * args.tile + left + x) * args.q.token;
+    });
+    const int64_t tokens = args.tile * args.tile;
+    const KeyRows<T> keys{args.k, args.v, origin(args.k), origin(args.v), args.channels};
+    flash.attend(keys, 0, tokens, tokens, rows, args.scale, [&](int) { return tokens; });
+    flash.scale_rows([&](int i) {
+      float by = softmax_scale(flash.sum(i));
+      if (kBlend) {
+        const int position = at.first + flash.row(i);
+        by *= share_of(args, at.down, lower, position / width) *
+              share_of(args, at.across, right, position % width);
+      }
+      return by;
+    });
+    if (kBlend) {
+      // Every thread keeps its own outputs apart: no barrier, and neighbours in neighbouring banks.
+      flash.each_output([&](int i, float& o) {
+        const int place = i * Block::kThreads + static_cast<int>(threadIdx.x);
+        if (source > 0) o += blended.load(place);
+        if (source + 1 < sources) blended.store(place, o);
+      });
+    }
+  }
+
+  const int64_t token = args.heads * args.channels;
+  const int64_t out_first = image * args.down.canvas * args.across.canvas;
+  flash.store(args.out, args.channels, args.out_wide, [&](int row) -> int64_t {
+    if (row >= rows) return -1;
+    const int y = (at.first + row) / width, x = (at.first + row) % width;
+    const int64_t position = (at.down.first + y) * args.across.canvas + at.across.first + x;
+    return (out_first + position) * token + head * args.channels;
+  });
+}
+
+}  // namespace flashvl::cuda
