@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.attention import (
     attend,
     check_heads,
@@ -263,7 +263,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("tile_attention")},
 )
 
 
