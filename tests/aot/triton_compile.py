@@ -27,6 +27,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import flashvl_kernels  # noqa: F401  (registers the ops)
 from flashvl_kernels import triton as backend
@@ -98,7 +99,8 @@ def record(job: Job) -> list[Launch]:
     spec = REGISTRY[job.op]
     (sample,) = (s for s in spec.samples if s.kind == "bench" and s.name == job.sample)
     built = sample.make(MetaMaker(DTYPES[job.dtype], "meta"))
-    flat = capture(spec.function, *built.args, **built.kwargs)[1]
+    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (built.args, built.kwargs))
+    flat = capture(spec.function, *args, **kwargs)[1]
     kernels = backend.module(job.op)
     refused = kernels.why_not(*flat)
     if refused is not None:
