@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton.launch import Device, power_of_two
+from flashvl_kernels.triton.launch import VECTOR_BYTES, Device, power_of_two
 
 LOG2_E = 1.4426950408889634
 WIDEST = 256
@@ -34,32 +34,40 @@ class Block:
     stages: int
 
 
-def split(head_dim: int) -> tuple[int, int]:
+def split(head_dim: int, itemsize: int) -> tuple[int, int]:
     """The two widths that hold a head: a power of two, and the one of at least 16 (or 0) for what
-    is left. 72 is 64 + 16, 128 is 128 + 0, 7 is 16 + 0."""
+    is left. 72 is 64 + 16, 128 is 128 + 0, 7 is 16 + 0. In fp32, where a product holds its operands
+    in registers, 128 is 64 + 64."""
     head = power_of_two(head_dim + 1) // 2 if head_dim >= 16 else 16
+    if itemsize == 4 and head > 64 and head == head_dim:
+        head //= 2
     left = max(head_dim - head, 0)
-    tail = max(power_of_two(left), 16) if left else 0
-    return head, tail
+    return head, max(power_of_two(left), 16) if left else 0
 
 
 def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -> Block:
-    """The block for `heads` problems of up to `rows` rows each.
+    """The block for `heads` problems of up to `rows` rows each; what it holds must not spill.
 
     128 rows read each key from shared memory half as often as 64, but only where enough programs
-    are left for every processor; short calls take the least that holds their rows. Exact fp32
-    products run outside the tensor cores and hold whole operands in registers, so their blocks are
-    small. Three blocks of keys and values are under way where shared memory has room for them.
+    are left for every processor; short calls take the least that holds their rows. wgmma and
+    tcgen05 read keys and values from shared memory, 64 at a time; mma.sync and AMD's read them from
+    registers, which 64 overflow (sm_120 spilled 72 bytes a thread at 72 channels), and so do 128
+    rows of 128 channels. tcgen05 results of 64 such rows need 8 warps to be rescaled (4 spilled
+    120 bytes). Exact fp32 products run outside the tensor cores: small blocks.
     """
-    width = sum(split(head_dim))
+    width = sum(split(head_dim, itemsize))
+    short = min(max(power_of_two(rows), 16), 128)
     if itemsize == 4:
-        return Block(min(max(power_of_two(rows), 16), 32), 32, 4, 1)
-    most = 128 if heads * -(-rows // 128) >= device.processors and width <= 128 else 64
-    taken = min(max(power_of_two(rows), 16), most)
-    keys = 64 if width <= 128 else 32
-    room = device.shared - taken * width * itemsize
-    stages = 3 if 3 * 2 * keys * width * itemsize <= room and not device.amd else 2
-    return Block(taken, keys, 8 if taken == 128 else 4, stages)
+        if width > 128:
+            return Block(16, 16, 4, 1)
+        return Block(min(short, 32), 32, 8 if width > 80 else 4, 1)
+    hopper, blackwell = device.capability == 90, 100 <= device.capability < 120
+    fits = width <= (128 if hopper else 80)
+    enough = heads * -(-rows // 128) >= device.processors
+    taken = min(short, 128 if fits and enough else 64)
+    keys = 64 if (hopper or blackwell) and width <= 128 else 32
+    eight = taken == 128 or (blackwell and width > 80)
+    return Block(taken, keys, 8 if eight else 4, 3 if hopper or blackwell else 2)
 
 
 def why_not(q: Tensor) -> str | None:
@@ -74,15 +82,34 @@ def scale_of(scale: float | None, head_dim: int) -> float:
     return (head_dim**-0.5 if scale is None else scale) * LOG2_E
 
 
+def unit_of(*tensors: Tensor) -> int:
+    """The elements that all strides of the tensors' tokens and heads are multiples of: a vector's,
+    or 1. A compiler that knows it reads vectors where 16 divides no stride: heads of 72 channels.
+    """
+    vector = VECTOR_BYTES // tensors[0].element_size()
+    steps = (n for t in tensors for n in t.stride()[:-1])
+    whole = all(step % vector == 0 for step in steps) and all(t.stride(-1) == 1 for t in tensors)
+    return vector if whole else 1
+
+
+def strides_of(tensor: Tensor, unit: int) -> tuple[int, ...]:
+    """What a kernel takes: strides in units of `unit`, but for the last one, in elements."""
+    *outer, channel = tensor.stride()
+    return (*(stride // unit for stride in outer), channel)
+
+
 @triton.jit
 def read_rows(
     base, row, row_stride, stride, seen,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ALL: tl.constexpr,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+    ALL: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
-    """Channels FIRST to FIRST + WIDTH of some rows, zeros past D and, unless ALL, where not `seen`;
-    `row` is int64."""
+    """Channels FIRST to FIRST + WIDTH of some rows, zeros past D and, unless ALL, where not `seen`.
+
+    row: int64. row_stride: in units of UNIT elements, multiplied last so that 64 bits hold it.
+    """
     column = FIRST + tl.arange(0, WIDTH)[None, :].to(tl.int64)
-    at = base + row[:, None] * row_stride + column * stride
+    at = base + row[:, None] * row_stride * UNIT + column * stride
     if FIRST + WIDTH <= D:
         if ALL:
             return tl.load(at)
@@ -108,7 +135,7 @@ def sweep(
     q, q_tail, top, total, acc, acc_tail,
     k, k_token, k_channel, v, v_token, v_channel,
     first, last, keys, limit, scale,
-    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, KEYS: tl.constexpr,
+    UNIT: tl.constexpr, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, KEYS: tl.constexpr,
     ALL: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """The state of the rows after keys `first` to `last`, of which row r sees those below
@@ -117,16 +144,17 @@ def sweep(
     top: the largest score so far. total: the sum of weights. acc: the weighted values.
     """
     for start in range(first, last, KEYS):
-        key = start + tl.arange(0, KEYS).to(tl.int64)
-        there = key < keys
-        k_head = read_rows(k, key, k_token, k_channel, there, 0, HEAD, D, ALL)
+        seen = start + tl.arange(0, KEYS)
+        there = seen < keys
+        key = seen.to(tl.int64)
+        k_head = read_rows(k, key, k_token, k_channel, there, UNIT, 0, HEAD, D, ALL)
         scores = tl.dot(q, tl.trans(k_head), input_precision="ieee")
         if TAIL:
-            k_tail = read_rows(k, key, k_token, k_channel, there, HEAD, TAIL, D, ALL)
+            k_tail = read_rows(k, key, k_token, k_channel, there, UNIT, HEAD, TAIL, D, ALL)
             scores = tl.dot(q_tail, tl.trans(k_tail), scores, input_precision="ieee")
         scores *= scale
         if not ALL:
-            scores = tl.where(key[None, :] < limit[:, None], scores, float("-inf"))
+            scores = tl.where(seen[None, :] < limit[:, None], scores, float("-inf"))
 
         higher = tl.maximum(top, tl.max(scores, 1))
         # As long as a row has seen nothing above -inf, its weights are 0, not exp(-inf + inf).
@@ -136,10 +164,10 @@ def sweep(
         total = total * fade + tl.sum(weights, 1)
         top = higher
         weights = weights.to(q.dtype)
-        v_head = read_rows(v, key, v_token, v_channel, there, 0, HEAD, D, ALL)
+        v_head = read_rows(v, key, v_token, v_channel, there, UNIT, 0, HEAD, D, ALL)
         acc = tl.dot(weights, v_head, acc * fade[:, None], input_precision="ieee")
         if TAIL:
-            v_tail = read_rows(v, key, v_token, v_channel, there, HEAD, TAIL, D, ALL)
+            v_tail = read_rows(v, key, v_token, v_channel, there, UNIT, HEAD, TAIL, D, ALL)
             acc_tail = tl.dot(weights, v_tail, acc_tail * fade[:, None], input_precision="ieee")
     return top, total, acc, acc_tail
 
@@ -149,7 +177,7 @@ def attend(
     q, q_row, q_token, q_channel, inside,
     k, k_token, k_channel, v, v_token, v_channel,
     first, keys, limit, scale,
-    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+    UNIT: tl.constexpr, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """The state of ROWS rows of q after keys `first` to `keys`; see `sweep`.
@@ -158,12 +186,12 @@ def attend(
     0 or less where it sees none. Only the last blocks, that some row does not see whole, are
     masked.
     """
-    q_head = read_rows(q, q_row, q_token, q_channel, inside, 0, HEAD, D, False)
+    q_head = read_rows(q, q_row, q_token, q_channel, inside, UNIT, 0, HEAD, D, False)
     q_tail = q_head
     acc = tl.zeros([ROWS, HEAD], tl.float32)
     acc_tail = acc
     if TAIL:
-        q_tail = read_rows(q, q_row, q_token, q_channel, inside, HEAD, TAIL, D, False)
+        q_tail = read_rows(q, q_row, q_token, q_channel, inside, UNIT, HEAD, TAIL, D, False)
         acc_tail = tl.zeros([ROWS, TAIL], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -172,12 +200,12 @@ def attend(
     top, total, acc, acc_tail = sweep(
         q_head, q_tail, top, total, acc, acc_tail,
         k, k_token, k_channel, v, v_token, v_channel,
-        first, whole, keys, limit, scale, D, HEAD, TAIL, KEYS, True,
+        first, whole, keys, limit, scale, UNIT, D, HEAD, TAIL, KEYS, True,
     )  # fmt: skip
     return sweep(
         q_head, q_tail, top, total, acc, acc_tail,
         k, k_token, k_channel, v, v_token, v_channel,
-        whole, keys, keys, limit, scale, D, HEAD, TAIL, KEYS, False,
+        whole, keys, keys, limit, scale, UNIT, D, HEAD, TAIL, KEYS, False,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def tile_attention_kernel(
     q_tile, q_token, q_head, q_channel,
     k_tile, k_token, k_head, k_channel,
     v_tile, v_token, v_head, v_channel,
-    PACKED: tl.constexpr, TILES: tl.constexpr, D: tl.constexpr,
+    PACKED: tl.constexpr, TILES: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr,
     HEAD: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """y [tiles, tokens, heads, D]; PACKED: [tokens, heads, D], with lengths [tiles]."""
@@ -45,25 +45,26 @@ def tile_attention_kernel(
         part -= tl.max(tl.where(before, ends, 0), 0)
         mine = tl.sum((before & (each < tiles)).to(tl.int32), 0)
         length = tl.sum(tl.where(each == mine, counts, 0), 0)
-        q += start * q_token
-        k += start * k_token
-        v += start * v_token
+        q += start * q_token * UNIT
+        k += start * k_token * UNIT
+        v += start * v_token * UNIT
     else:
         blocks = (tokens + ROWS - 1) // ROWS
         tile = part // blocks
         part = part % blocks
         start = tile * tokens
         length = tl.full([], tokens, tl.int64)
-        q += tile * q_tile
-        k += tile * k_tile
-        v += tile * v_tile
+        q += tile * q_tile * UNIT
+        k += tile * k_tile * UNIT
+        v += tile * v_tile * UNIT
 
     row = part * ROWS + tl.arange(0, ROWS)
     inside = row < length
+    length = length.to(tl.int32)
     top, total, acc, acc_tail = attend(
-        q + head * q_head, row, q_token, q_channel, inside,
-        k + head * k_head, k_token, k_channel, v + head * v_head, v_token, v_channel,
-        0, length, tl.full([ROWS], length, tl.int64), scale, D, HEAD, TAIL, ROWS, KEYS,
+        q + head * q_head * UNIT, row, q_token, q_channel, inside,
+        k + head * k_head * UNIT, k_token, k_channel, v + head * v_head * UNIT, v_token, v_channel,
+        0, length, tl.full([ROWS], length, tl.int32), scale, UNIT, D, HEAD, TAIL, ROWS, KEYS,
     )  # fmt: skip
     y += (start * heads + head) * D
     out = weighted(acc, total).to(y.dtype.element_ty)
@@ -88,7 +89,10 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
     if y.numel() == 0:
         return y
     tokens, heads, head_dim = q.shape[-3:]
-    strides = [t.stride() if lengths is None else (0, *t.stride()) for t in (q, k, v)]
+    unit = flash.unit_of(q, k, v)
+    strides = [flash.strides_of(t, unit) for t in (q, k, v)]
+    if lengths is not None:
+        strides = [(0, *stride) for stride in strides]
     tiles = q.shape[0] if lengths is None else lengths.shape[0]
     shape = flash.block(
         tokens, tiles * heads, head_dim, q.element_size(), launch.describe(q.device)
@@ -96,14 +100,14 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
     # Each packed tile can leave one block partly empty.
     blocks = triton.cdiv(tokens, shape.rows)
     parts = tiles * blocks if lengths is None else blocks + tiles - 1
-    head, tail = flash.split(head_dim)
+    head, tail = flash.split(head_dim, q.element_size())
     with launch.on(q):
         tile_attention_kernel[(parts * heads,)](
             q, k, v, q if lengths is None else lengths.contiguous(), y,
             tiles, tokens, heads, flash.scale_of(scale, head_dim),
             *strides[0], *strides[1], *strides[2],
             PACKED=lengths is not None, TILES=launch.power_of_two(tiles) if lengths is not None
-            else 1, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
+            else 1, UNIT=unit, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
     return y
