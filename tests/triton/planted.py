@@ -11,6 +11,8 @@ class Planted:
 
     shows: a regular expression for the report: of an access "outside", a "race", an "undefined"
     result, or "wrong" (the judge's verdict) or "rounding" (BIT_EQUAL of the kernel file).
+    file: the stem of the file of flashvl_kernels/triton that holds `old`, where the op's own does
+    not: device functions that it imports.
     """
 
     name: str
@@ -20,3 +22,4 @@ class Planted:
     shows: str
     dtype: str = "bf16"
     one_processor: bool = False
+    file: str = ""

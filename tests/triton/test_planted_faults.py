@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ def load(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass in it looks there
     spec.loader.exec_module(module)
     return module
 
@@ -46,11 +48,18 @@ def planted() -> list[Any]:
 def test_a_planted_fault_is_seen(
     spec: OpSpec, fault: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(str(triton.module(spec.name).__file__)).read_text()
+    stem = fault.file or spec.name
+    original = Path(str(triton.module(stem).__file__))
+    source = original.read_text()
     assert source.count(fault.old) == 1, f"the kernel file holds {fault.old!r} other than once"
-    path = tmp_path / f"{spec.name}.py"
+    path = tmp_path / f"{stem}.py"
     path.write_text(source.replace(fault.old, fault.new))
-    module = load(path, f"faulty_{spec.name}")
+    module = load(path, f"faulty_{stem}")
+    if fault.file:
+        name = f"flashvl_kernels.triton.{stem}"
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(triton, stem, module)
+        module = load(original.with_name(f"{spec.name}.py"), f"faulty_{spec.name}")
 
     if fault.one_processor:
         monkeypatch.setattr(launch, "describe", lambda _: SMALL)
