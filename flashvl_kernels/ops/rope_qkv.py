@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
@@ -192,11 +192,13 @@ def cost_cached(*args: Any) -> Cost:
     )
 
 
-def _tables(rows: int, half: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def _tables(
+    m: Maker, rows: int, half: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """cos and sin [rows, half] of Qwen2's frequencies (theta 1e6)."""
     frequencies = 1e6 ** -(torch.arange(half) / half)
     angles = torch.arange(rows)[:, None] * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return angles.cos().to(m.device, dtype), angles.sin().to(m.device, dtype)
 
 
 def _call(
@@ -210,8 +212,8 @@ def _call(
     """heads: (query heads, KV heads, head dim)."""
     query_heads, kv_heads, head_dim = heads
     qkv = m.normal(rows, (query_heads + 2 * kv_heads) * head_dim, scale=scale)
-    at = None if positions is None else torch.tensor(positions, dtype=torch.int64)
-    return call(qkv, *_tables(table_rows, head_dim // 2), at, query_heads, kv_heads)
+    at = None if positions is None else torch.tensor(positions, dtype=torch.int64, device=m.device)
+    return call(qkv, *_tables(m, table_rows, head_dim // 2), at, query_heads, kv_heads)
 
 
 def _cached(
@@ -225,7 +227,7 @@ def _cached(
     plain = _call(m, heads, len(slots), positions)
     shape = cache[0], heads[1], cache[1], heads[2]
     plain.kwargs["cache"] = m.normal(*shape), m.normal(*shape)
-    plain.kwargs["slots"] = torch.tensor(slots, dtype=torch.int64)
+    plain.kwargs["slots"] = torch.tensor(slots, dtype=torch.int64, device=m.device)
     return plain
 
 
@@ -245,14 +247,14 @@ def _with(made: Call, **changed: Tensor | tuple[Tensor, Tensor] | int | None) ->
 
 
 def _table_dtype(m: Maker) -> Call:
-    cos, sin = _tables(40, 16, m.dtype)
+    cos, sin = _tables(m, 40, 16, m.dtype)
     return _with(_call(m, (2, 1, 32), 6), cos=cos, sin=sin)
 
 
 def _strided(m: Maker) -> Call:
     """Every other row of qkv, tables cut out of an interleaved one, positions with a gap."""
-    cos, sin = torch.stack(_tables(40, 12), -1).unbind(-1)
-    positions = torch.arange(20)[::4] + 3
+    cos, sin = torch.stack(_tables(m, 40, 12), -1).unbind(-1)
+    positions = torch.arange(20, device=m.device)[::4] + 3
     return call(m.normal(10, 6 * 24 + 5)[::2, : 6 * 24], cos, sin, positions, 4, 1)
 
 
@@ -290,6 +292,11 @@ SAMPLES = (
     Sample(
         "rows past 2^31",
         lambda m: _with(_call(m, (2, 1, 16), 2), qkv=m.far(2, 64)),
+        "far",
+    ),
+    Sample(
+        "third row past 2^31",
+        lambda m: _with(_call(m, (2, 1, 16), 3), qkv=m.far(3, 64, stride=2**30)),
         "far",
     ),
     _refused(
@@ -455,7 +462,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("rope_qkv")},
     keep=("cos", "sin"),
 )
 
@@ -469,7 +476,7 @@ SPEC_CACHED = OpSpec(
     fake=fake_cached,
     cost=cost_cached,
     samples=SAMPLES_CACHED,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("rope_qkv_cached")},
     differentiable=False,
     mutates=True,
     keep=("qkv", "cos", "sin", "k_cache", "v_cache"),

@@ -59,7 +59,8 @@ def test_against_the_float64_oracle(
         got = numerics.results(spec, kernels.run, flat)
     # A zero-size call may still have an output to fill; a call with elements has work to do.
     assert launched or sample.kind == "zero"
-    assert all(each.is_contiguous() for each in got)
+    # Behind what is returned come the arguments written into, which keep their strides.
+    assert all(each.is_contiguous() for each in got[: len(spec.op._schema.returns)])
     assert not (found := wrong(spec, flat, got)), found
 
 
