@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels import norm as norms
 from flashvl_kernels.compression import Compression
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
@@ -376,6 +376,16 @@ _LAYOUT = (
         "zero",
     ),
     Sample("images past 2^31", lambda m: call(m.far(2, 16, 8), _SHUFFLE), "far"),
+    Sample(
+        "third image past 2^31",
+        lambda m: call(m.far(3, 16, 8, stride=2**30), _SHUFFLE),
+        "far",
+    ),
+    Sample(
+        "third image past 2^31, average",
+        lambda m: call(m.far(3, 16, 8, stride=2**30), Compression("average")),
+        "far",
+    ),
 )
 
 _HOSTILE = (
@@ -534,7 +544,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=_TYPICAL + _EDGE + _LAYOUT + _HOSTILE + _BENCH,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports(OP)},
 )
 
 

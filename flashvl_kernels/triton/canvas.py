@@ -98,3 +98,11 @@ def of(x: Tensor, grid: TileGrid) -> Canvas:
         2 if blended and grid.rows > 1 else 1,
         2 if blended and grid.cols > 1 else 1,
     )
+
+
+def whole(x: Tensor, width: int) -> Canvas:
+    """Tokens [B, height * width, C] of images that were never cut: a tile each, rows of `width`.
+
+    Nothing asks a crop of a single tile without an overlap for more than the length of a row.
+    """
+    return Canvas((1, 1, width, 0, 0), (x.stride(0), x.stride(1), x.stride(2)), 0, 1, 1)
