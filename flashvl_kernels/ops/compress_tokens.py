@@ -544,7 +544,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=_TYPICAL + _EDGE + _LAYOUT + _HOSTILE + _BENCH,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports(OP)},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("compress_tokens")},
 )
 
 

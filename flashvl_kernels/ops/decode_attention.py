@@ -226,7 +226,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("decode_attention")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": SUPPORTS_ALL,
+        "triton": triton.supports("decode_attention"),
+    },
 )
 
 

@@ -131,6 +131,9 @@ SAMPLES = (
     Sample(
         "third token past 2^31",
         lambda m: call(m.far(4, 2, 8, stride=2**30)[None, :, 0], TileGrid(1, 1, 2)),
+        "far",
+    ),
+    Sample(
         "third tile past 2^31",
         lambda m: call(m.far(3, 16, 8, stride=2**30), TileGrid(1, 3, 4, 2)),
         "far",
