@@ -47,7 +47,7 @@ def causal_attention_kernel(
     last = tl.maximum(tl.max(limit, 0), 0)
     k += batch * k_batch * UNIT + kv_head * k_head * UNIT
     v += batch * v_batch * UNIT + kv_head * v_head * UNIT
-    _, total, acc, acc_tail = attend(
+    _top, total, acc, acc_tail = attend(
         q + batch * q_batch * UNIT, token * q_token + head * q_head, 1, q_channel, inside,
         k, k_token, k_channel, v, v_token, v_channel,
         0, last, limit, scale, UNIT, D, HEAD, TAIL, ROWS, KEYS,

@@ -61,7 +61,7 @@ def tile_attention_kernel(
     row = part * ROWS + tl.arange(0, ROWS)
     inside = row < length
     length = length.to(tl.int32)
-    _, total, acc, acc_tail = attend(
+    _top, total, acc, acc_tail = attend(
         q + head * q_head * UNIT, row, q_token, q_channel, inside,
         k + head * k_head * UNIT, k_token, k_channel, v + head * v_head * UNIT, v_token, v_channel,
         0, length, tl.full([ROWS], length, tl.int32), scale, UNIT, D, HEAD, TAIL, ROWS, KEYS,
