@@ -120,11 +120,12 @@ class Rows:
         return self.inner, self.outer_stride, self.inner_stride, self.stride
 
 
-def rows_of(tensor: Tensor) -> Rows:
+def rows_of(tensor: Tensor, count: int | None = None) -> Rows:
     """The rows of `tensor` along its last axis, read through its strides.
 
     Leading axes that lie in one another merge; two that do not are what a dropped CLS token or a
     slice of heads leaves. A tensor with more of them is copied.
+    count: how many rows there are, for a tensor that may have no columns to count them by.
     """
     columns = tensor.shape[-1]
     axes: list[tuple[int, int]] = []  # (size, stride), merged, outermost first
@@ -136,7 +137,8 @@ def rows_of(tensor: Tensor) -> Rows:
         else:
             axes.append((size, stride))
     if len(axes) > 2:
-        return rows_of(tensor.contiguous())
-    count = tensor.numel() // columns if columns else 0
+        return rows_of(tensor.contiguous(), count)
+    if count is None:
+        count = tensor.numel() // columns if columns else 0
     (_, outer), (inner, within) = [(1, 0)] * (2 - len(axes)) + axes
     return Rows(tensor, count, columns, inner, outer, within, tensor.stride(-1))
