@@ -23,6 +23,8 @@ LAUNCHES = [
 ]
 SPECS = [spec for spec in REGISTRY.values() if "triton" in spec.kernels]
 KINDS = ("typical", "edge", "strided", "zero")
+MOST_FLOPS = 1e8
+"""What is executed in seconds; a product of more has its tiles and rests in smaller samples too."""
 
 
 def samples(*kinds: str) -> list[Any]:
@@ -55,6 +57,8 @@ def test_against_the_float64_oracle(
     reason = kernels.why_not(*flat)
     if reason is not None:
         pytest.skip(f"not supported: {reason}")
+    if (flops := spec.cost(*flat).flops) > MOST_FLOPS:
+        pytest.skip(f"{flops:.2g} FLOPs are too many to be executed and checked for races")
     with executed() as launched:
         got = numerics.results(spec, kernels.run, flat)
     # A zero-size call may still have an output to fill; a call with elements has work to do.
@@ -91,7 +95,17 @@ def test_rounds_where_the_reference_rounds(spec: OpSpec, sample: Sample) -> None
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_most_samples_are_supported(spec: OpSpec) -> None:
     """A kernel that refuses calls would pass all of the above."""
-    asked = [sample for sample in spec.samples if sample.kind in KINDS]
     why_not = triton.module(spec.name).why_not
-    refused = [s.name for s in asked if why_not(*flat_call(spec, s, torch.bfloat16)) is not None]
+    calls = {
+        sample.name: flat_call(spec, sample, torch.bfloat16)
+        for sample in spec.samples
+        if sample.kind in KINDS
+    }
+    asked = {name: flat for name, flat in calls.items() if not in_panels(flat)}
+    refused = [name for name, flat in asked.items() if why_not(*flat) is not None]
     assert len(refused) * 4 <= len(asked), refused
+
+
+def in_panels(flat: tuple[Any, ...]) -> bool:
+    """A weight in the CPU's layout, which no GPU kernel is meant to read."""
+    return any(isinstance(each, str) and each.endswith("_panels") for each in flat)
