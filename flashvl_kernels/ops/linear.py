@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels import norm as norms
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
@@ -155,6 +155,15 @@ def _blocks(format: str, layout: str) -> Sample:
     )
 
 
+def _long_sum(format: str) -> Sample:
+    """Columns enough for a GPU to split the sum over them, unevenly, with everything after it."""
+    return Sample(
+        f"a long sum, {format}",
+        lambda m: _everything(m, 3, 1100, 24, "silu", format),
+        "edge",
+    )
+
+
 SAMPLES = (
     Sample("one row", lambda m: call(m.normal(1, 192), _weight(m, 128, 192))),
     Sample("bias", lambda m: call(m.normal(2, 7, 96), _weight(m, 80, 96), m.normal(80))),
@@ -257,11 +266,32 @@ SAMPLES = (
         lambda m: call(m.strided(3, 40), _weight(m, 24, 40, "int8")),
         "strided",
     ),
+    *(_long_sum(format) for format in ("bf16", "int8", "int4")),
+    Sample(
+        "tiles of rows and of outputs, and a rest of both",
+        lambda m: _everything(m, 150, 100, 140, "gelu", "bf16"),
+        "edge",
+    ),
+    Sample(
+        "more rows than a group of tiles",
+        lambda m: call(m.normal(2100, 16), _weight(m, 70, 16), m.normal(70)),
+        "edge",
+    ),
     Sample("no rows", lambda m: call(m.normal(0, 16), m.normal(8, 16), m.normal(8)), "zero"),
     Sample("no outputs", lambda m: call(m.normal(3, 16), m.normal(0, 16)), "zero"),
     Sample("no channels", lambda m: call(m.normal(3, 0), m.normal(8, 0), m.normal(8)), "zero"),
     Sample("int4, no rows", lambda m: call(m.normal(0, 16), _weight(m, 8, 16, "int4")), "zero"),
     Sample("rows past 2^31", lambda m: call(m.far(2, 64), _weight(m, 24, 64)), "far"),
+    Sample(
+        "third row past 2^31",
+        lambda m: call(m.far(3, 64, stride=2**30), _weight(m, 24, 64)),
+        "far",
+    ),
+    Sample(
+        "third weight row past 2^31",
+        lambda m: call(m.normal(2, 64), m.far(3, 64, stride=2**30)),
+        "far",
+    ),
     Sample("weight rows past 2^31", lambda m: call(m.normal(2, 64), m.far(2, 64)), "far"),
     _hostile(
         "integers", "x has dtype int64", lambda m: call(m.integers(0, 9, 2, 8), m.normal(4, 8))
@@ -360,7 +390,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("linear")},
     keep=("w_scale",),
 )
 

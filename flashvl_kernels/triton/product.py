@@ -1,0 +1,231 @@
+"""The parts of a matrix product: tiles of x and of the weight, one step of sums, the blocks.
+
+Every product here is y = n @ w.T with n the rows of x, normalised on their way in, and w in the
+layout "rows" of packing.py. A tile of integer weights is decoded in registers: q is exact in bf16,
+so the tensor cores multiply q itself and the scale multiplies the fp32 sums (LLM.int8(), arXiv
+2208.07339; groups of AWQ, arXiv 2306.00978), once a row for int8, once a group of 128 for int4.
+That is more exact than a weight rounded to the dtype, and a step costs no multiplication for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor, float32
+
+from flashvl_kernels.packing import FlatWeight
+from flashvl_kernels.triton import launch
+from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.launch import Device
+
+WIDEST_NORM = 32768
+"""Columns whose fp32 row still fits into the registers of 1024 threads, 32 each."""
+
+
+@triton.jit
+def statistics_kernel(
+    x, statistics, rows, columns, eps, inner, outer_stride, inner_stride, stride,
+    CENTRED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """statistics [3, rows]: 1 / the root mean square (deviation under CENTRED, for LayerNorm), the
+    mean, and what the mean lost to rounding. Products need them before their first tile."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)[None, :].to(tl.int64)
+    here = row_offsets(row, inner, outer_stride, inner_stride)[:, None] + column * stride
+    wide = tl.load(x + here, (row < rows)[:, None] & (column < columns), 0.0).to(tl.float32)
+    if CENTRED:
+        mean = tl.sum(wide, 1) / columns
+        wide = tl.where(column < columns, wide - mean[:, None], 0.0)
+        slip = tl.sum(wide, 1) / columns
+        wide = tl.where(column < columns, wide - slip[:, None], 0.0)
+        tl.store(statistics + rows + row, mean, row < rows)
+        tl.store(statistics + 2 * rows + row, slip, row < rows)
+    rstd = tl.rsqrt(tl.sum(wide * wide, 1) / columns + eps)
+    tl.store(statistics + row, rstd, row < rows)
+
+
+@triton.jit
+def input_tile(
+    x_rows, row, rows, column, columns, x_stride,
+    statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride,
+    NORM: tl.constexpr,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """n [rows of the tile, columns of the step], zero past the last column.
+
+    x_rows, row: [R, 1]; column: [1, K]. Rounds where `norm.apply_norm` does.
+    """
+    inside = (row < rows) & (column < columns)
+    tile = tl.load(x_rows + column * x_stride, inside, 0.0)
+    if NORM != "none":
+        dtype = tile.dtype
+        wide = tile.to(tl.float32)
+        scale = tl.load(norm_weight + column * norm_weight_stride, column < columns, 0.0)
+        rstd = tl.load(statistics + row, row < rows, 0.0)
+        if NORM == "layer":
+            mean = tl.load(statistics + rows + row, row < rows, 0.0)
+            slip = tl.load(statistics + 2 * rows + row, row < rows, 0.0)
+            shift = tl.load(norm_bias + column * norm_bias_stride, column < columns, 0.0)
+            mapped = (wide - mean - slip) * rstd * scale.to(tl.float32) + shift.to(tl.float32)
+            tile = mapped.to(dtype)
+        else:
+            normal = (wide * rstd).to(dtype).to(tl.float32)
+            tile = (normal * scale.to(tl.float32)).to(dtype)
+    return tile
+
+
+@triton.jit
+def weight_tile(w_rows, inside, first, columns, stride, dtype, FORMAT: tl.constexpr, STEP: tl.constexpr):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+    """w, or q of an integer format, [U, STEP] from column `first`; w_rows, inside: [U, 1]."""
+    if FORMAT == "int4":
+        byte = first // 2 + tl.arange(0, STEP // 2)[None, :].to(tl.int64)
+        pairs = tl.load(w_rows + byte * stride, inside & (byte * 2 < columns), 0x88)
+        low, high = (pairs & 15).to(tl.int8) - 8, (pairs >> 4).to(tl.int8) - 8
+        return tl.interleave(low, high).to(dtype)
+    column = first + tl.arange(0, STEP)[None, :].to(tl.int64)
+    tile = tl.load(w_rows + column * stride, inside & (column < columns), 0)
+    return tile.to(dtype)
+
+
+@triton.jit
+def add_product(
+    sums, tile, w_rows, inside, first, columns, w_stride, scale_rows, scale_stride,
+    FORMAT: tl.constexpr, STEP: tl.constexpr,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """sums + tile @ w.T [R, U] over one step; the step lies inside one group of int4."""
+    w = tl.trans(weight_tile(w_rows, inside, first, columns, w_stride, tile.dtype, FORMAT, STEP))
+    if FORMAT == "int4":
+        scale = tl.load(scale_rows + first // 128 * scale_stride, inside, 0.0)
+        return sums + tl.dot(tile, w, input_precision="ieee") * tl.trans(scale)
+    if tile.dtype == tl.float32:
+        # One chain of fp32 sums as long as the row errs by more than twice a blocked sum does. A
+        # chain a step: from a zero the compiler cannot see, or it makes it one chain again.
+        zero = tl.zeros_like(sums) + tl.where(first < 0, 1.0, 0.0)
+        return sums + tl.dot(tile, w, zero, input_precision="ieee")
+    return tl.dot(tile, w, sums, input_precision="ieee")
+
+
+@triton.jit
+def scaled(sums, scale_rows, inside, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of int8 weights times the scale of their row; others as they are."""
+    if FORMAT == "int8":
+        sums *= tl.trans(tl.load(scale_rows, inside, 0.0))
+    return sums
+
+
+@triton.jit
+def tile_of(program, row_tiles, unit_tiles):  # type: ignore[no-untyped-def]
+    """The (row, unit) tile of a program. Row tiles run fastest, 16 at most, so that neighbours in
+    time share a weight tile, and the x they read between two of them stays in the L2 cache."""
+    group = program // (16 * unit_tiles)
+    within = program % (16 * unit_tiles)
+    height = min(row_tiles - group * 16, 16)
+    return group * 16 + within % height, within // height
+
+
+@triton.jit
+def activated(y, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The activation of fp32 values. tanh is written through the sigmoid, which loses nothing where
+    1 + tanh would cancel."""
+    if ACTIVATION == "gelu":
+        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        y = y / (1.0 + tl.exp(-1.5957691216057308 * (y + 0.044715 * y * y * y)))
+    elif ACTIVATION == "silu":
+        y = y / (1.0 + tl.exp(-y))
+    return y
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The tile of one program [rows, units], the columns of a step, the parts the sum over columns
+    is split into, and their length."""
+
+    rows: int
+    units: int
+    step: int
+    splits: int
+    part: int
+    warps: int
+    stages: int
+
+
+def blocks(
+    rows: int, units: int, columns: int, itemsize: int, device: Device, *, gated: bool = False
+) -> Blocks:
+    """The blocks of a product [rows, columns] @ [units, columns].T; gated: two weight tiles.
+
+    Few rows are bound by reading w: 16 rows are the least of a tensor core, 64 units in four stages
+    keep 64 KiB on their way to each processor, and the sum over columns is split, in parts of two
+    steps or more, until every processor has a tile. Many rows are bound by arithmetic: 128 x 128
+    results a tile read 1/64 of an operand each; halved while processors would go without. fp32
+    multiplies on the plain cores, with operands in registers, and stays at 64 x 64.
+    """
+    height = min(max(launch.power_of_two(rows), 16), 64 if itemsize == 4 else 128)
+    width = 64 if height < 128 or gated else 128
+    step = 32 if itemsize == 4 else 128 if height <= 32 else 64
+
+    def tiles() -> int:
+        return triton.cdiv(rows, height) * triton.cdiv(units, width)
+
+    if height == 128 and tiles() < device.processors:
+        width = 64
+    if height == 128 and tiles() < device.processors:
+        height = 64
+    steps = triton.cdiv(columns, step)
+    splits = 1 if gated else max(min(device.processors // max(tiles(), 1), steps // 2), 1)
+    part = triton.cdiv(steps, splits) * step
+    stage = (height + width * (2 if gated else 1)) * step * itemsize
+    stages = 2 if device.amd else max(min(4, device.shared // stage), 2)
+    warps = (8 if height == 128 else 4) * 32 // (64 if device.amd else 32)
+    return Blocks(height, width, step, max(triton.cdiv(columns, part), 1) if part else 1,
+                  part, max(warps, 4), stages)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The prologue of a product: what a kernel takes for the norm of its rows."""
+
+    kind: str
+    arguments: tuple[Tensor, Tensor, int, Tensor, int]
+
+
+def prepared(x: launch.Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norms:
+    """Launches the statistics of the rows; nothing without a norm, or without columns."""
+    if weight is None or x.columns == 0:
+        return Norms("none", (x.tensor, x.tensor, 0, x.tensor, 0))
+    statistics = x.tensor.new_empty((3, x.count), dtype=float32)
+    device = launch.describe(x.tensor.device)
+    itemsize = x.tensor.element_size()
+    shape = launch.tile(x.count, x.columns, itemsize, device, widest=WIDEST_NORM)
+    statistics_kernel[(triton.cdiv(x.count, shape.rows),)](
+        x.tensor, statistics, x.count, x.columns, eps, *x.strides,
+        CENTRED=bias is not None, ROWS=shape.rows, COLUMNS=shape.columns, num_warps=shape.warps,
+    )  # fmt: skip
+    shift = weight if bias is None else bias
+    kind = "rms" if bias is None else "layer"
+    return Norms(kind, (statistics, weight, weight.stride(0), shift, shift.stride(0)))
+
+
+def weight_arguments(w: FlatWeight) -> tuple[Tensor | int, ...]:
+    """data, its strides, scale, its strides, as kernels take a weight."""
+    data, scale, _, _ = w
+    if scale is None:
+        return data, *data.stride(), data, 0, 0
+    inner = scale.stride(1) if scale.dim() == 2 else 0
+    return data, *data.stride(), scale, scale.stride(0), inner
+
+
+def why_not_operand(argument: str, w: FlatWeight) -> str | None:
+    """The kernels read the layout "rows"."""
+    if w[2].endswith("_panels"):
+        return f"{argument} is in panels, the CPU's layout; pack it in the layout 'rows'"
+    return None
+
+
+def why_not_norm(x: Tensor, norm_weight: Tensor | None) -> str | None:
+    """The statistics keep a row in registers."""
+    if norm_weight is not None and x.shape[-1] > WIDEST_NORM:
+        return f"rows have {x.shape[-1]} channels; the triton kernel takes up to {WIDEST_NORM}"
+    return None
