@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
@@ -207,6 +207,7 @@ SAMPLES = (
     Sample("no channels", lambda m: _mlp(m, m.normal(3, 0), 8), "zero"),
     Sample("no width", lambda m: _mlp(m, m.normal(3, 16), 0), "zero"),
     Sample("rows past 2^31", lambda m: _mlp(m, m.far(2, 64), 24), "far"),
+    Sample("third row past 2^31", lambda m: _mlp(m, m.far(3, 64, stride=2**30), 24), "far"),
     _hostile("integers", "x has dtype int64", lambda m: _mlp(m, m.integers(0, 9, 2, 8), 8)),
     _hostile(
         "no norm",
@@ -268,7 +269,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("gelu_mlp")},
     keep=("w1_scale", "w2_scale"),
 )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.panels import PANEL
@@ -191,6 +191,7 @@ SAMPLES = (
     ),
     Sample("no width", lambda m: _mlp(m, m.normal(3, 16), 0), "zero"),
     Sample("rows past 2^31", lambda m: _mlp(m, m.far(2, 64), 24), "far"),
+    Sample("third row past 2^31", lambda m: _mlp(m, m.far(3, 64, stride=2**30), 24), "far"),
     _hostile("integers", "x has dtype int64", lambda m: _mlp(m, m.integers(0, 9, 2, 8), 8)),
     _hostile(
         "a scalar",
@@ -256,7 +257,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": no_cpu_kernel},
+    kernels={"cpu": no_cpu_kernel, "triton": triton.supports("swiglu_mlp")},
     keep=("gate_up_scale", "down_scale"),
 )
 

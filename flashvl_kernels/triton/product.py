@@ -160,11 +160,12 @@ def blocks(
     keep 64 KiB on their way to each processor, and the sum over columns is split, in parts of two
     steps or more, until every processor has a tile. Many rows are bound by arithmetic: 128 x 128
     results a tile read 1/64 of an operand each; halved while processors would go without. fp32
-    multiplies on the plain cores, with operands in registers, and stays at 64 x 64.
+    multiplies on the plain cores, with operands in registers, and stays at 64 x 64; its steps of 16
+    columns are the chains of `add_product`.
     """
     height = min(max(launch.power_of_two(rows), 16), 64 if itemsize == 4 else 128)
     width = 64 if height < 128 or gated else 128
-    step = 32 if itemsize == 4 else 128 if height <= 32 else 64
+    step = 16 if itemsize == 4 else 128 if height <= 32 else 64
 
     def tiles() -> int:
         return triton.cdiv(rows, height) * triton.cdiv(units, width)
