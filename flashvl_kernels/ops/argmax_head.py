@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
@@ -124,13 +124,21 @@ def _head(
     return call(x, m.normal(channels, scale=0.05, mean=1.0), pack(w, format, layout=layout), k=k)
 
 
-def _ties(m: Maker, k: int, format: str = "bf16") -> Call:
+def _ties(m: Maker, k: int, format: str = "bf16", times: int = 5) -> Call:
     """Every word repeats one channel of the normalised row: logits are exact, and many equal."""
     x = m.normal(3, 16)
     x[0] = x[0].abs().amax()
     x[1, :8] = x[1, 8:]
-    words = torch.eye(16, dtype=m.dtype, device=m.device).repeat(5, 1)
+    words = torch.eye(16, dtype=m.dtype, device=m.device).repeat(times, 1)
     return call(x, torch.ones(16, dtype=m.dtype, device=m.device), pack(words, format), k=k)
+
+
+def _rounded_ties(m: Maker) -> Call:
+    """The second word is the better one by 2^-10, which bf16 does not hold."""
+    words = torch.zeros(3, 4, dtype=m.dtype, device=m.device)
+    words[:2, 0], words[1, 1] = 1, 2.0**-10
+    x = torch.full((2, 4), 3.0, dtype=m.dtype, device=m.device)
+    return call(x, torch.ones(4, dtype=m.dtype, device=m.device), words)
 
 
 def _not_finite(m: Maker) -> Call:
@@ -174,6 +182,14 @@ SAMPLES = (
     Sample("NaN and Inf, int4", lambda m: _not_finite_x(m, "int4", "rows"), "edge"),
     Sample("NaN and Inf, int8 panels", lambda m: _not_finite_x(m, "int8", "panels"), "edge"),
     Sample("NaN and Inf, int4 panels", lambda m: _not_finite_x(m, "int4", "panels"), "edge"),
+    # More words than a block of any kernel, and ties between blocks.
+    Sample("ties of 1120 words, the best 70", lambda m: _ties(m, 70, times=70), "edge"),
+    Sample("ties by rounding", _rounded_ties, "edge"),
+    Sample(
+        "ties across 400 words",
+        lambda m: call(m.normal(2, 4), m.normal(4), m.normal(1, 4).repeat(400, 1), k=3),
+        "edge",
+    ),
     Sample("one word", lambda m: call(m.normal(2, 9), m.normal(9), m.normal(1, 9)), "edge"),
     Sample("NaN and Inf", _not_finite, "edge"),
     Sample(
@@ -194,6 +210,7 @@ SAMPLES = (
     ),
     Sample("no channels", lambda m: call(m.normal(3, 0), m.normal(0), m.normal(8, 0)), "zero"),
     Sample("rows past 2^31", lambda m: _far(m), "far"),
+    Sample("third row past 2^31", lambda m: _far(m, 3, 2**30), "far"),
     _hostile(
         "integers",
         "x has dtype int64",
@@ -246,9 +263,10 @@ def _strided(m: Maker, lay_out: Callable[[Tensor], Tensor]) -> Call:
     return call(lay_out(x), m.normal(40, scale=0.05, mean=1.0), w)
 
 
-def _far(m: Maker) -> Call:
-    x, w = _apart(m, 2, 64, 24)
-    return call(m.far(2, 64).copy_(x), m.normal(64, scale=0.05, mean=1.0), w)
+def _far(m: Maker, rows: int = 2, stride: int = 2**31) -> Call:
+    x, w = _apart(m, rows, 64, 24)
+    far = m.far(rows, 64, stride=stride).copy_(x)
+    return call(far, m.normal(64, scale=0.05, mean=1.0), w)
 
 
 SPEC = OpSpec(
@@ -261,7 +279,7 @@ SPEC = OpSpec(
     cost=cost,
     samples=SAMPLES,
     keep=("w_scale",),
-    kernels={"cpu": SUPPORTS_ALL},
+    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("argmax_head")},
 )
 
 
