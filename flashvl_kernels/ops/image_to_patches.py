@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels import checks
+from flashvl_kernels import checks, triton
 from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
 from flashvl_kernels.tiles import TileGrid
 
@@ -369,7 +369,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": _cpu_reason},
+    kernels={"cpu": _cpu_reason, "triton": triton.supports("image_to_patches")},
     differentiable=False,
 )
 

@@ -229,7 +229,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("stitched_tile_attention")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": SUPPORTS_ALL,
+        "triton": triton.supports("stitched_tile_attention"),
+    },
 )
 
 

@@ -61,4 +61,20 @@ FAULTS = (
         "wrong",
         file="canvas",
     ),
+    Planted(
+        "the tent is half a patch early",
+        "2 * local + 1",
+        "2 * local",
+        "linear",
+        "wrong",
+        file="canvas",
+    ),
+    Planted(
+        "32-bit offsets of a token",
+        "(in_y * tile + in_x) * token_stride",
+        "(in_y * tile + in_x).to(tl.int32) * token_stride",
+        "third token past 2^31",
+        "outside",
+        file="canvas",
+    ),
 )
