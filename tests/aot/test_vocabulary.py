@@ -12,6 +12,7 @@ from flashvl_kernels.cuda import resources
 SOURCE = """
 #include "memory.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/exp2.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma.cuh"
 #include "ptx/sync.cuh"
@@ -46,14 +47,15 @@ __global__ void every_wrapper(Args args) {
   Vec<float, 4> out = {d[0], d[1], d[2], d[3]};
   args.out.store(4 * t, out);
   args.out.store(t, to_float(from_float<F16>(sums.load(t))) + bf16_pair(d[0], d[1]) +
-                        f16_pair(d[2], d[3]));
+                        f16_pair(d[2], d[3]) + exp2_approximate(d[1]));
 }
 }  // namespace flashvl::cuda
 """
 
 INSTRUCTIONS = (
-    "cp.async.cg.shared.global", "cp.async.ca.shared.global", "cp.async.commit_group",
-    "cp.async.wait_group", "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+    "ex2.approx.ftz.f32", "cp.async.cg.shared.global", "cp.async.ca.shared.global",
+    "cp.async.commit_group", "cp.async.wait_group",
+    "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
     "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16", "ldmatrix.sync.aligned.m8n8.x1.shared.b16",
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
