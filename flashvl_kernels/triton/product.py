@@ -159,7 +159,8 @@ def blocks(
     Few rows are bound by reading w: 16 rows are the least of a tensor core, 64 units in four stages
     keep 64 KiB on their way to each processor, and the sum over columns is split, in parts of two
     steps or more, until every processor has a tile. Many rows are bound by arithmetic: 128 x 128
-    results a tile read 1/64 of an operand each; halved while processors would go without. fp32
+    results a tile read 1/64 of an operand each; halved while processors would go without. A
+    processor of 100 KiB gets three stages, two programs of few rows beside each other. fp32
     multiplies on the plain cores, with operands in registers, and stays at 64 x 64; its steps of 16
     columns are the chains of `add_product`.
     """
@@ -178,10 +179,11 @@ def blocks(
     splits = 1 if gated else max(min(device.processors // max(tiles(), 1), steps // 2), 1)
     part = triton.cdiv(steps, splits) * step
     stage = (height + width * (2 if gated else 1)) * step * itemsize
-    stages = 2 if device.amd else max(min(4, device.shared // stage), 2)
-    warps = (8 if height == 128 else 4) * 32 // (64 if device.amd else 32)
-    return Blocks(height, width, step, max(triton.cdiv(columns, part), 1) if part else 1,
-                  part, max(warps, 4), stages)  # fmt: skip
+    most = 4 if device.shared >= 163840 else 3
+    stages = 2 if device.amd else max(min(most, device.shared // stage), 2)
+    splits = triton.cdiv(columns, part) if part else 1
+    warps = 8 if height == 128 and not device.amd else 4
+    return Blocks(height, width, step, splits, part, warps, stages)
 
 
 @dataclass(frozen=True)
