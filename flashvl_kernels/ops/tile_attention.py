@@ -179,6 +179,11 @@ SAMPLES = (
         "far",
     ),
     Sample(
+        "third token past 2^31",
+        lambda m: call(*(m.far(3, 2, 16, stride=2**30 + 64)[None] for _ in range(3))),
+        "far",
+    ),
+    Sample(
         "integers",
         lambda m: call(*(m.integers(0, 9, 1, 4, 2, 8) for _ in range(3))),
         "hostile",
