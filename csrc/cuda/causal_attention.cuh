@@ -26,22 +26,29 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(Flash<T, kDim>::kThreads)
     causal_attention_kernel(CausalAttentionArgs<T> args) {
   using Block = Flash<T, kDim>;
-  const int64_t kv_head = blockIdx.y, sequence = blockIdx.x % args.sequences;
+  const unsigned sequences = static_cast<unsigned>(args.sequences);
+  const int64_t kv_head = blockIdx.y, sequence = blockIdx.x % sequences;
   const int64_t length = args.lengths.load(sequence);
   // The last rows see the most keys.
-  const int64_t first = (gridDim.x - 1 - blockIdx.x) / args.sequences * Block::kRows;
+  const int64_t first =
+      static_cast<int64_t>((gridDim.x - 1 - blockIdx.x) / sequences) * Block::kRows;
   const int group = static_cast<int>(args.group);
   const int rows =
       static_cast<int>(min(args.queries * group - first, static_cast<int64_t>(Block::kRows)));
   const int64_t before = length - args.queries;  // keys in front of query 0; below 0, padding
+  // In 32 bits: as many rows would be more memory than there is, and the call that divides 64 bits
+  // spills registers.
+  const auto query_of = [&](int row) {
+    return static_cast<int64_t>(static_cast<uint32_t>(first + row) / static_cast<uint32_t>(group));
+  };
   const auto seen = [&](int row) {
-    const int64_t keys = before + (first + row) / group + 1;
+    const int64_t keys = before + query_of(row) + 1;
     return keys > 0 ? keys : static_cast<int64_t>(0);
   };
   const auto row_of = [&](int row, int64_t outer, int64_t token, int64_t head) -> int64_t {
     if (row >= rows) return -1;
-    const int64_t query = (first + row) / group;
-    return outer + query * token + (kv_head * group + (first + row) % group) * head;
+    const int64_t query = query_of(row);
+    return outer + query * token + (kv_head * group + first + row - query * group) * head;
   };
   const auto origin = [&](const Operand<T>& x) { return sequence * x.batch + kv_head * x.head; };
   const KeyRows<T> keys{args.k, args.v, origin(args.k), origin(args.v), args.channels};

@@ -142,7 +142,7 @@ class FlashFma {
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) s[i][n] = 0.0f;
     }
-#pragma unroll 2
+#pragma unroll 1  // two steps at a time spill on sm_120
     for (int c = 0; c < kDim / 4; ++c) {
       Vec<float, 4> q[kEach];
 #pragma unroll

@@ -73,7 +73,7 @@ FAULTS = {
     ),
     "a key too many": fault(
         CAUSAL, "a later chunk", "causal_attention.cuh",
-        "before + (first + row) / group + 1", "before + (first + row) / group + 2", "output",
+        "before + query_of(row) + 1", "before + query_of(row) + 2", "output",
     ),
     "the mask off by one column": fault(
         CAUSAL, "a later chunk", "flash_mma.cuh",
@@ -84,7 +84,7 @@ FAULTS = {
         "if (first >= last) sync();", "", "shared_race",
     ),
     "query heads of another KV head": fault(
-        CAUSAL, "a later chunk", "causal_attention.cuh", "kv_head * group + (first", "(first",
+        CAUSAL, "a later chunk", "causal_attention.cuh", "(kv_head * group + first", "(first",
         "output",
     ),
     "an odd overlap cut one too early": fault(
