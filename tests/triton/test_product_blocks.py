@@ -1,0 +1,40 @@
+"""The blocks of a product: every column in one part, shared memory that the device has."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashvl_kernels import triton
+
+if reason := triton.missing():
+    pytest.skip(reason, allow_module_level=True)
+
+from flashvl_kernels.triton import product
+from flashvl_kernels.triton.launch import EMULATED, Device
+
+DEVICES = [
+    EMULATED,
+    Device("sm_86", 32, 82, 101376),
+    Device("gfx942", 64, 304, 65536),
+    Device("sm_80", 32, 1, 101376),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"{d.arch}-{d.processors}")
+@pytest.mark.parametrize("columns", [1, 16, 127, 129, 1100, 1536, 8960])
+@pytest.mark.parametrize(("rows", "units"), [(1, 8), (3, 1536), (40, 2048), (1024, 4304)])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_parts_hold_every_column_once(
+    rows: int, units: int, columns: int, itemsize: int, device: Device
+) -> None:
+    shape = product.blocks(rows, units, columns, itemsize, device)
+    assert (shape.splits - 1) * shape.part < columns <= shape.splits * shape.part
+    assert shape.part % shape.step == 0 and 128 % shape.step == 0
+    stage = (shape.rows + shape.units) * shape.step * itemsize
+    assert stage * shape.stages <= device.shared
+
+
+def test_one_row_fills_the_device_and_many_are_not_split() -> None:
+    one = product.blocks(1, 1536, 8960, 2, EMULATED)
+    assert one.splits * 1536 // one.units > EMULATED.processors // 2
+    assert product.blocks(1024, 17920, 1536, 2, EMULATED).splits == 1
