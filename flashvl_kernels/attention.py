@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,6 +165,13 @@ def check_cache(op: str, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: T
     checks.same_dtype(op, "k_cache", k_cache, q, "q")
     checks.same_dtype(op, "v_cache", v_cache, q, "q")
     check_lengths(op, lengths, batch, "the batch of q", q)
+
+
+def cuda_reason(q: Tensor, *_: Any) -> str | None:
+    """Why the CUDA kernels of attention do not take a call; None where they do."""
+    if q.shape[-1] > 256:
+        return f"heads have {q.shape[-1]} channels; the CUDA kernels take up to 256"
+    return None
 
 
 def check_lengths(op: str, lengths: Tensor, count: int, why: str, q: Tensor) -> None:

@@ -19,6 +19,7 @@ from flashvl_kernels.attention import (
     check_cache,
     check_cache_lengths,
     check_heads,
+    cuda_reason,
     is_traced,
     runs,
     zeros_from,
@@ -233,7 +234,7 @@ SPEC = OpSpec(
     samples=SAMPLES,
     kernels={
         "cpu": SUPPORTS_ALL,
-        "cuda": SUPPORTS_ALL,
+        "cuda": cuda_reason,
         "triton": triton.supports("causal_attention"),
     },
 )

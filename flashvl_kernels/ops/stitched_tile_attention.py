@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks, triton
-from flashvl_kernels.attention import attend, check_heads
+from flashvl_kernels.attention import attend, check_heads, cuda_reason
 from flashvl_kernels.ops.stitch_tiles import stitch_wide
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 from flashvl_kernels.tiles import TileGrid
@@ -231,7 +231,7 @@ SPEC = OpSpec(
     samples=SAMPLES,
     kernels={
         "cpu": SUPPORTS_ALL,
-        "cuda": SUPPORTS_ALL,
+        "cuda": cuda_reason,
         "triton": triton.supports("stitched_tile_attention"),
     },
 )

@@ -16,6 +16,7 @@ from flashvl_kernels.attention import (
     attend,
     check_heads,
     check_lengths,
+    cuda_reason,
     is_traced,
     runs,
     zeros_from,
@@ -270,7 +271,7 @@ SPEC = OpSpec(
     samples=SAMPLES,
     kernels={
         "cpu": SUPPORTS_ALL,
-        "cuda": SUPPORTS_ALL,
+        "cuda": cuda_reason,
         "triton": triton.supports("tile_attention"),
     },
 )

@@ -1,6 +1,6 @@
 """Mutations of the attention kernels: each must be seen, as a finding, a count or a wrong result.
 
-As test_planted_faults.py: a mutation is a textual patch, and one that no longer applies fails.
+As test_mutations.py: a mutation is a textual patch, and one that no longer applies fails.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.simt.test_mutations import Fault, mutated
 
 from flashvl_kernels import simt
 from flashvl_kernels.cuda import plan_module
 from flashvl_kernels.cuda.device import L4
 from flashvl_kernels.spec import REGISTRY
 from tests.simt.test_ops import flat_call, wrong
-from tests.simt.test_planted_faults import Fault, mutated
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 
