@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.simt.test_mutations import Fault, mutated
 
 from flashvl_kernels import simt
 from flashvl_kernels.cuda import plan_module
 from flashvl_kernels.cuda.device import L4
 from flashvl_kernels.spec import REGISTRY
+from tests.simt.test_mutations import Fault, mutated
 from tests.simt.test_ops import flat_call, wrong
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
