@@ -10,7 +10,7 @@
 
 namespace flashvl::cuda {
 
-constexpr float kMinusInfinity = -__builtin_huge_valf();
+constexpr float kMinusInfinity = __builtin_bit_cast(float, 0xff800000u);
 constexpr float kLog2E = 1.44269504088896341f;  // exponentials are powers of 2
 
 // Strides count elements.

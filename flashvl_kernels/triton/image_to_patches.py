@@ -29,6 +29,7 @@ BIT_EQUAL = 1.0
 
 ROWS, COLUMNS = tl.constexpr(0), tl.constexpr(1)
 FRACTION = tl.constexpr(22)
+HALF = tl.constexpr(1 << 21)
 BLOCK = 1024
 """Outputs of a program: 8 for each of 128 threads, one 16-byte store of bf16."""
 
@@ -51,7 +52,7 @@ def filtered(
     else:
         line = source + channel * channel_stride + y * row_stride
         step = column_stride
-    total = tl.full(start.shape, 1 << (FRACTION - 1), tl.int32)  # rounds half up
+    total = tl.full(start.shape, HALF, tl.int32)  # rounds half up
     for tap in range(0, taps):
         place = start + tap
         grey = tl.load(line + place.to(tl.int64) * step, inside & (place < size), 0)
