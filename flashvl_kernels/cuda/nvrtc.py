@@ -13,7 +13,7 @@ from typing import Any
 from flashvl_kernels.cuda import sources, store
 from flashvl_kernels.cuda.launch import Instance
 
-STANDARD = "--std=c++17"
+FLAGS = ("--std=c++17", "-default-device")
 OLDEST = 80
 """sm_80 is the first with cp.async and the bf16 mma."""
 
@@ -81,7 +81,7 @@ def target(capability: int) -> tuple[str, bool]:
 def compile(op: str, instance: Instance, capability: int) -> Compiled:
     """`instance` of csrc/cuda/<op>.cuh for a GPU of `capability`, from the disk if it is there."""
     architecture, binary = target(capability)
-    name = store.key(sources.digest(), version(), STANDARD, architecture, op, instance.expression)
+    name = store.key(sources.digest(), version(), *FLAGS, architecture, op, instance.expression)
     kept = store.load(name)
     if kept is None:
         compiled = _compile(op, instance, architecture, binary)
@@ -97,7 +97,7 @@ def _compile(op: str, instance: Instance, architecture: str, binary: bool) -> Co
     try:
         expression = instance.expression.encode()
         _call("nvrtcAddNameExpression", program, expression)
-        flags = [STANDARD, f"--gpu-architecture={architecture}", f"-I{sources.folder()}"]
+        flags = [*FLAGS, f"--gpu-architecture={architecture}", f"-I{sources.folder()}"]
         status = _nvrtc().nvrtcCompileProgram(
             program, len(flags), [flag.encode() for flag in flags]
         )[0]

@@ -148,11 +148,12 @@ def pool_kernel(
     first_y, count_y, share_y = span(row, height, out_rows, FACTOR, POOL)
     first_x, count_x, share_x = span(col, width, out_cols, FACTOR, POOL)
     pooled = tl.zeros((1, COLUMNS), tl.float32)
+    at = tl.zeros((1, 1), tl.int64)  # a block: the interpreter spreads a scalar mask as a float
     for i in range(0, count_y * count_x):
         down, right = i // count_x, i % count_x
         token = canvas_row(
-            x, image, tl.minimum(first_y + down, height - 1),
-            tl.minimum(first_x + right, width - 1), column, inside,
+            x, image, tl.minimum(first_y + down, height - 1) + at,
+            tl.minimum(first_x + right, width - 1) + at, column, inside,
             rows, cols, tile, overlap, border, tile_stride, token_stride, stride,
             RULE, ROW_WAYS, COL_WAYS,
         )  # fmt: skip

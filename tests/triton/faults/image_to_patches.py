@@ -10,8 +10,8 @@ FAULTS = (
     ),
     Planted(
         "truncated, not rounded",
-        "1 << (FRACTION - 1)",
-        "0",
+        "HALF, tl.int32",
+        "0, tl.int32",
         "reduced to one tile",
         "wrong|rounding",
     ),
