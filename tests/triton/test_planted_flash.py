@@ -38,7 +38,11 @@ FAULTS = (
         "outside|wrong",
     ),
     Planted(
-        "32-bit keys", "key = seen.to(tl.int64)", "key = seen", "third token past 2^31", "outside"
+        "32-bit keys",
+        "key = seen.to(tl.int64)",
+        "key = seen",
+        "third token past 2^31",
+        "outside|wrong",  # where the memory of another far tensor lies before this one's
     ),
 )
 

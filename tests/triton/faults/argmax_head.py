@@ -48,7 +48,7 @@ FAULTS = (
         "row = row_tile.to(tl.int64) * ROWS",
         "row = row_tile * ROWS",
         "third row past 2^31",
-        "outside",
+        "outside|wrong",
     ),
     Planted(
         "the next best not below the last",

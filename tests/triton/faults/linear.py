@@ -21,14 +21,14 @@ FAULTS = (
         "row = row_tile.to(tl.int64) * ROWS",
         "row = row_tile * ROWS",
         "third row past 2^31",
-        "outside",
+        "outside|wrong",
     ),
     Planted(
         "32-bit offsets of the rows of w",
         "unit = unit_tile.to(tl.int64) * UNITS + tl.arange(0, UNITS)[:, None]",
         "unit = unit_tile * UNITS + tl.arange(0, UNITS)[:, None]",
         "third weight row past 2^31",
-        "outside",
+        "outside|wrong",
     ),
     Planted(
         "the stride of w taken for one",

@@ -34,6 +34,6 @@ FAULTS = (
         "tl.program_id(0).to(tl.int64)",
         "tl.program_id(0)",
         "third row past 2^31",
-        "outside",
+        "outside|wrong",
     ),
 )

@@ -74,7 +74,7 @@ FAULTS = (
         "(in_y * tile + in_x) * token_stride",
         "(in_y * tile + in_x).to(tl.int32) * token_stride",
         "third token past 2^31",
-        "outside",
+        "outside|wrong",
         file="canvas",
     ),
 )

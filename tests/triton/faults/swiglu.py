@@ -20,7 +20,7 @@ FAULTS = (
         "tl.program_id(0).to(tl.int64)",
         "tl.program_id(0)",
         "third row past 2^31",
-        "outside",
+        "outside|wrong",
     ),
     Planted(
         "tiles beside each other overlap",

@@ -27,7 +27,7 @@ FAULTS = (
         "row = row_tile.to(tl.int64) * ROWS",
         "row = row_tile * ROWS",
         "third row past 2^31",
-        "outside",
+        "outside|wrong",
     ),
     Planted(
         "results stored without a mask on the rows",
