@@ -83,6 +83,12 @@ SAMPLES = (
         "bench",
         family="flash-vl",
     ),
+    Sample(
+        "64 MiB",
+        lambda m: call(m.normal(2**24 // 8960, 2 * 8960)),
+        "bench",
+        family="stream",
+    ),
     Sample("AIMv2 tile", lambda m: call(m.normal(1024, 2 * 4096)), "bench", family="flash-vl"),
 )
 
