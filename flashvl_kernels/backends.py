@@ -149,19 +149,20 @@ def why_not(
     if device != wanted:
         return f"the tensors are on {device}; move them to {wanted} or use the torch backend"
     if name == "cuda":
-        reason = _why_not_cuda()
+        reason = _why_not_cuda(next(arg.device for arg in args if isinstance(arg, Tensor)))
         if reason is not None:
             return reason
     return spec.kernels[name](*args)
 
 
-def _why_not_cuda() -> str | None:
+def _why_not_cuda(device: torch.device | None = None) -> str | None:
+    """Why no CUDA kernel can run on `device` (the current one); asked once a device, then known."""
     from flashvl_kernels.cuda import driver
 
     reason = driver.why_not()
     if reason is not None:
         return reason
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     return driver.why_not_on(10 * major + minor)
 
 

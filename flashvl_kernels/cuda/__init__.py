@@ -6,11 +6,13 @@ outputs and launches. It imports nothing that needs CUDA.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 
+@cache  # asked for at every launch, and a search of the file system
 def plan_module(op: str) -> ModuleType | None:
     """The module that plans `op`, or None where the op has no CUDA kernel yet."""
     name = f"{__name__}.{op}"

@@ -25,6 +25,7 @@ class DriverError(RuntimeError):
     """The CUDA driver refused a call; the text names both."""
 
 
+@cache
 def why_not() -> str | None:
     """The reason no CUDA kernel can run in this process, or None."""
     if torch.version.cuda is None:
@@ -34,6 +35,7 @@ def why_not() -> str | None:
     return nvrtc.unavailable()
 
 
+@cache
 def why_not_on(capability: int) -> str | None:
     """The reason kernels cannot run on a GPU of `capability` (90 for sm_90), or None."""
     try:

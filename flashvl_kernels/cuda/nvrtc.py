@@ -1,7 +1,7 @@
 """Compiles one kernel at a time with NVRTC, through cuda-python: no toolkit, and no GPU.
 
-A kernel is compiled when a launch first names it, in about a tenth of a second, and kept on disk
-(store.py). A GPU newer than the compiler gets the PTX of the newest architecture it knows.
+A kernel is compiled when a launch first names it, and kept on disk (store.py). A GPU newer than the
+compiler gets the PTX of the newest architecture it knows.
 """
 
 from __future__ import annotations

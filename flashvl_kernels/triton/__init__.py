@@ -21,6 +21,7 @@ MINIMUM = (3, 4)
 """Older versions are refused. 3.8.0 is the one the tests run; those between are untried."""
 
 
+@cache  # asked at every call on a GPU, and a search of the file system
 def version() -> str | None:
     """The installed Triton, e.g. "3.8.0"; None where there is none."""
     if find_spec("triton") is None:
