@@ -26,8 +26,10 @@ const Allocation* allocation_of(uintptr_t at) {
 
 void report_stray(uintptr_t at, size_t bytes, const Site& site, const char* what) {
   const Allocation* nearest = nullptr;
+  // To the nearer edge: an index one past the end is far from the beginning of a large tensor, and
+  // another tensor may begin closer.
   const auto distance = [&](const Allocation& a) {
-    return at < a.begin ? a.begin - at : at - a.begin;
+    return at < a.begin ? a.begin - at : at - a.begin - a.bytes;
   };
   for (const Allocation& a : allocations) {
     if (nearest == nullptr || distance(a) < distance(*nearest)) nearest = &a;

@@ -152,6 +152,17 @@ def test_a_finding_names_kernel_block_thread_line_and_remedy() -> None:
     assert finding.where.endswith(".cpp:12")
 
 
+@pytest.mark.parametrize("gap", [16, 64, 512])
+def test_a_stray_access_is_told_from_the_nearer_edge(gap: int) -> None:
+    """One tensor begins shortly after the other ends: past the end is not before the beginning."""
+    memory = torch.zeros(256 + gap)
+    given, out = memory[:128], memory[128 + gap :]
+    (finding,) = mini("args.out.store(t, args.in.load(t + 97));", given, out).findings
+    assert "byte 512 of in, which has 512 bytes" in finding.text
+    (finding,) = mini("args.in.load(t); args.out.store(t - 1, 1.0f);", given, out).findings
+    assert "byte -4 of out, which has 512 bytes" in finding.text
+
+
 def test_shared_arrays_beyond_the_device_are_refused() -> None:
     result = mini("FLASHVL_SHARED(float, s, 60000); s.store(t, 1.0f);", floats(8), torch.zeros(8))
     assert kinds(result) == {"shared_out_of_bounds"}
