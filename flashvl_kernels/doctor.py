@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from flashvl_kernels import extension, triton
-from flashvl_kernels.cuda import nvrtc, store
+from flashvl_kernels.cuda import built, nvrtc, store
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,20 @@ def _cuda() -> Finding:
     return Finding("cuda", True, f"{name}, sm_{major}{minor}, CUDA {torch.version.cuda}")
 
 
-def _nvrtc() -> Finding:
+def _cuda_kernels() -> Finding:
+    """Where the CUDA kernels come from: the extension, then NVRTC."""
+    ahead = built.carried(extension.EXTENSION.path) if extension.EXTENSION.loaded else None
+    texts = []
+    if ahead is not None:
+        names = ", ".join(f"sm_{architecture}" for architecture in ahead.architectures)
+        stale = "" if built.archive() else ", of other sources than these: not used"
+        texts.append(f"in the extension for {names} ({ahead.compiler}){stale}")
     reason = nvrtc.unavailable()
-    if reason is not None:
-        return Finding("cuda kernels", True, f"cannot be compiled here: {reason}")
-    text = f"compiled on first use by NVRTC {nvrtc.version()}, kept in {store.folder()}"
-    return Finding("cuda kernels", True, text)
+    if reason is None:
+        texts.append(f"compiled on first use by NVRTC {nvrtc.version()}, kept in {store.folder()}")
+    else:
+        texts.append(f"cannot be compiled here: {reason}")
+    return Finding("cuda kernels", True, "; ".join(texts))
 
 
 def examine() -> list[Finding]:
@@ -124,7 +132,7 @@ def examine() -> list[Finding]:
         Finding("threads", True, f"{torch.get_num_threads()} (torch.set_num_threads)"),
         _triton(),
         _cuda(),
-        _nvrtc(),
+        _cuda_kernels(),
     ]
 
 

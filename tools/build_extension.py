@@ -37,9 +37,18 @@ def skipped() -> bool:
     return os.environ.get("FLASHVL_SKIP_EXT", "0") not in ("", "0")
 
 
-def required() -> bool:
-    """FLASHVL_REQUIRE_EXT=1: a failed build fails the install."""
-    return os.environ.get("FLASHVL_REQUIRE_EXT", "0") not in ("", "0")
+def required() -> str | None:
+    """The setting by which a failed build fails the install, or None."""
+    for name in ("FLASHVL_REQUIRE_EXT", "FLASHVL_BUILD_CUDA"):
+        if os.environ.get(name, "0") not in ("", "0"):
+            return name
+    return None
+
+
+def with_cuda() -> bool:
+    """FLASHVL_BUILD_CUDA=1: compile the CUDA kernels with nvcc, for FLASHVL_CUDA_ARCHS (such as
+    "80,90"; all that are supported without it)."""
+    return os.environ.get("FLASHVL_BUILD_CUDA", "0") not in ("", "0")
 
 
 def find_tool(name: str) -> str | None:
@@ -91,11 +100,16 @@ def _jobs() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
 
 
-def _run(command: list[str], failure: str) -> None:
+def _run(command: list[str], failure: str, **variables: str) -> None:
     """Run a tool, echoing what it prints; raise BuildError(failure) when it does not succeed."""
     lines = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -109,6 +123,23 @@ def _build_folder(compiler: str) -> Path:
     """One folder per compiler and flags: CMake ignores a changed CXX in a folder it has seen."""
     key = "\0".join([compiler, *(os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS"))])
     return ROOT / "build" / f"cmake-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def _compile_cuda(torch: find_torch.Torch, folder: Path) -> Path:
+    """The CUDA kernels as an archive, by the package's own list of them."""
+    archive = folder / "cuda.zip"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = os.environ.get("FLASHVL_CUDA_ARCHS")
+    _run(
+        [
+            *(sys.executable, "-m", "flashvl_kernels.cuda.built", str(archive)),
+            *(["--arch", chosen] if chosen else []),
+        ],
+        "compiling the CUDA kernels with nvcc failed",
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(torch.folder.parent)]),
+        MAX_JOBS=str(_jobs()),
+    )
+    return archive
 
 
 def _compile() -> tuple[Path, dict[str, str]]:
@@ -127,10 +158,11 @@ def _compile() -> tuple[Path, dict[str, str]]:
     folder = _build_folder(compiler)
     if generator and (folder / "Makefile").exists():
         shutil.rmtree(folder)  # CMake refuses to change generators in a folder
+    images = _compile_cuda(torch, folder) if with_cuda() else ""
     _run(
         [
             *(cmake, "-S", str(ROOT), "-B", str(folder), *generator),
-            f"-DFLASHVL_TORCH_DIR={torch.folder}",
+            *(f"-DFLASHVL_TORCH_DIR={torch.folder}", f"-DFLASHVL_CUDA_IMAGES={images}"),
         ],
         f"CMake could not set up a build with the C++ compiler {compiler}",
     )
@@ -152,7 +184,7 @@ def _place(source: Path, destination: Path) -> None:
 def build(package: Path) -> None:
     """Put the library and the record into `package`, or only the record where it cannot be built.
 
-    Raises SystemExit when the build fails and FLASHVL_REQUIRE_EXT=1.
+    Raises SystemExit when the build fails and FLASHVL_REQUIRE_EXT=1 or FLASHVL_BUILD_CUDA=1.
     """
     package.mkdir(parents=True, exist_ok=True)
     library = package / LIBRARY
@@ -181,8 +213,9 @@ def _complain(error: BuildError) -> None:
         file=sys.stderr,
         flush=True,
     )
-    if required():
+    setting = required()
+    if setting:
         raise SystemExit(
-            "flashvl-kernels: FLASHVL_REQUIRE_EXT=1 makes the failed build of the CPU extension an "
-            f"error: {error}"
+            f"flashvl-kernels: {setting}=1 makes the failed build of the extension an error: "
+            f"{error}"
         )

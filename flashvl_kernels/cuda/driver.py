@@ -1,4 +1,5 @@
-"""Runs prepared launches on a GPU: kernels from nvrtc.py, on PyTorch's current stream.
+"""Runs prepared launches on a GPU, on PyTorch's current stream: kernels that the extension carries
+(built.py), else those of nvrtc.py.
 
 Loading a kernel needs its compilation once and belongs before a CUDA graph's capture; a launch
 itself allocates nothing and waits for nothing.
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels.cuda import nvrtc, plan_module
+from flashvl_kernels.cuda import built, nvrtc, plan_module
 from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import Instance, Launch, Prepared
 
@@ -32,17 +33,31 @@ def why_not() -> str | None:
         return "this PyTorch is built without CUDA; install a CUDA build of torch"
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device (torch.cuda.is_available())"
-    return nvrtc.unavailable()
+    try:
+        _driver()
+    except ImportError as error:
+        return f"cuda-python is not here ({error}): pip install 'flashvl-kernels[cuda]'"
+    return None
 
 
 @cache
 def why_not_on(capability: int) -> str | None:
     """The reason kernels cannot run on a GPU of `capability` (90 for sm_90), or None."""
+    if _carried(capability) is not None:
+        return None
+    if nvrtc.unavailable() is not None:
+        return nvrtc.unavailable()
     try:
         nvrtc.target(capability)
     except nvrtc.CompileError as error:
         return str(error)
     return None
+
+
+def _carried(capability: int) -> built.Archive | None:
+    """The extension's kernels, where it has some for a GPU of `capability`."""
+    found = built.archive()
+    return found if found is not None and found.covers(capability) else None
 
 
 @cache
@@ -77,9 +92,19 @@ def run(op: str, *flat: Any) -> Any:
 @cache
 def function(index: int, op: str, kernel: Instance, capability: int) -> Any:
     """The kernel loaded on device `index`, whose context is current."""
-    compiled = nvrtc.compile(op, kernel, capability)
-    module = _call("cuModuleLoadData", compiled.image)
-    return _call("cuModuleGetFunction", module, compiled.entry.encode())
+    carried = _carried(capability)
+    if carried is not None:
+        image, entry = carried.kernel(op, kernel)
+    else:
+        compiled = nvrtc.compile(op, kernel, capability)
+        image, entry = compiled.image, compiled.entry
+    return _call("cuModuleGetFunction", _module(index, image), entry.encode())
+
+
+@cache
+def _module(index: int, image: bytes) -> Any:
+    """`image` loaded on device `index`, whose context is current; one may hold many kernels."""
+    return _call("cuModuleLoadData", image)
 
 
 def start(loaded: Any, launch: Launch, stream: int) -> None:

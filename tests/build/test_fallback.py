@@ -104,6 +104,20 @@ def test_a_required_build_that_fails_is_an_error(root: Path, tmp_path: Path, run
     assert "FLASHVL_REQUIRE_EXT=1" in done.stderr
 
 
+def test_cuda_kernels_that_cannot_be_built_are_an_error(
+    root: Path, tmp_path: Path, run_python
+) -> None:
+    """Asked for, and no nvcc: not an install that falls back in silence."""
+    without = tmp_path / "bin"
+    without.mkdir()
+    for name in ("c++", "cmake"):
+        (without / name).symlink_to(shutil.which(name) or "/absent")
+    done = build(run_python, root, tmp_path, FLASHVL_BUILD_CUDA="1", PATH=str(without))
+    assert done.returncode != 0
+    assert "nvcc is not on PATH" in done.stdout
+    assert "FLASHVL_BUILD_CUDA=1 makes the failed build" in done.stderr
+
+
 def test_the_build_can_be_skipped(root: Path, tmp_path: Path, run_python) -> None:
     done = build(run_python, root, tmp_path, CXX="/bin/false", FLASHVL_SKIP_EXT="1")
     assert done.returncode == 0, done.stderr

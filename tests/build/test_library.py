@@ -28,8 +28,11 @@ def test_only_stable_abi_symbols_are_needed(library: Path) -> None:
     assert not own, "an absent level must be a hidden null, not a symbol another library can give"
 
 
-def test_nothing_is_exported(library: Path) -> None:
-    assert output_of("nm", "-D", "--defined-only", str(library)).strip() == ""
+def test_no_code_is_exported(library: Path) -> None:
+    """Only the bytes of CUDA kernels compiled ahead, where it was built with them."""
+    lines = output_of("nm", "-D", "--defined-only", str(library)).splitlines()
+    names = {line.split()[-1] for line in lines}
+    assert names in (set(), {"flashvl_cuda_images_begin", "flashvl_cuda_images_end"})
 
 
 def test_links_libtorch_cpu_without_a_path(library: Path) -> None:
