@@ -100,7 +100,9 @@ void shuffle_cells(const CompressTokensArgs& args, const T* image, int64_t row, 
     }
   }
   if (in_place) {
-    normalise(cells, factor * factor, to, channels, norm);
+    // In a plain grid the next block lies right behind this one.
+    const int64_t ahead = args.transpose ? 0 : factor * channels;
+    normalise(cells, factor * factor, to, channels, norm, ahead);
   } else if (norm_last) {
     normalise(to, to, channels * factor * factor, norm);
   }

@@ -6,7 +6,7 @@
 // multiplies it, LayerNorm rounds once.
 #pragma once
 
-#include "vec.h"
+#include "columns.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
@@ -19,58 +19,56 @@ struct RowNorm {
   float eps;
 };
 
-// What `term` makes of each whole vector, with four running sums: one would wait for each addition.
-template <class T, class Term>
-inline float sum_row(const T* row, int64_t columns, Term term) {
-  F32 sums[4] = {zero(), zero(), zero(), zero()};
+// How far values are from a mean.
+struct Deviations {
+  F32 sum, squares;
+};
+
+inline Deviations operator+(Deviations a, Deviations b) {
+  return {a.sum + b.sum, a.squares + b.squares};
+}
+
+// `add` of each whole vector, in four running sums: one would wait for each addition.
+template <class Sum, class T, class Add>
+inline Sum sum_row(const T* row, int64_t columns, Add add) {
+  Sum sums[4] = {};
   int64_t c = 0;
   for (; c + 4 * kLanes <= columns; c += 4 * kLanes) {
     const Two near = load_two(row + c), far = load_two(row + c + 2 * kLanes);
-    sums[0] = term(sums[0], near.a);
-    sums[1] = term(sums[1], near.b);
-    sums[2] = term(sums[2], far.a);
-    sums[3] = term(sums[3], far.b);
+    sums[0] = add(sums[0], near.a);
+    sums[1] = add(sums[1], near.b);
+    sums[2] = add(sums[2], far.a);
+    sums[3] = add(sums[3], far.b);
   }
-  for (; c + kLanes <= columns; c += kLanes) sums[0] = term(sums[0], load(row + c));
-  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; c + kLanes <= columns; c += kLanes) sums[0] = add(sums[0], load(row + c));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// Columns in whole vectors.
-inline int64_t whole_lanes(int64_t columns) { return columns / kLanes * kLanes; }
-
-// The last columns, fewer than kLanes; the lanes past the end deviate from `mean` by nothing.
+// The last columns, fewer than kLanes; the lanes past the end are `fill`.
 template <class T>
-inline F32 last_deviations(const T* row, int64_t columns, float mean) {
-  const int64_t c = whole_lanes(columns), left = columns - c;
+inline F32 last_values(const T* row, int64_t columns, float fill) {
+  const int64_t c = columns / kLanes * kLanes, left = columns - c;
   float last[kLanes];
   store(last, load_some(row + c, left));
-  for (int64_t i = left; i < kLanes; ++i) last[i] = mean;
-  return load(last) - splat(mean);
+  for (int64_t i = left; i < kLanes; ++i) last[i] = fill;
+  return load(last);
 }
 
-// The sum of the deviations from `mean`.
 template <class T>
-inline float sum_of(const T* row, int64_t columns, float mean) {
-  const F32 centre = splat(mean);
-  const float sum =
-      sum_row(row, columns, [centre](F32 total, F32 value) { return total + (value - centre); });
-  if (whole_lanes(columns) == columns) return sum;
-  return sum + reduce_add(last_deviations(row, columns, mean));
+inline float sum_of(const T* row, int64_t columns) {
+  F32 sum = sum_row<F32>(row, columns, [](F32 total, F32 value) { return total + value; });
+  if (columns % kLanes) sum = sum + last_values(row, columns, 0.0f);
+  return reduce_add(sum);
 }
 
-// The sum of the squared deviations from `mean`.
 template <class T>
-inline float squares_of(const T* row, int64_t columns, float mean) {
-  const F32 centre = splat(mean);
-  float sum = sum_row(row, columns, [centre](F32 total, F32 value) {
-    const F32 away = value - centre;
-    return fma(away, away, total);
-  });
-  if (whole_lanes(columns) != columns) {
-    const F32 away = last_deviations(row, columns, mean);
-    sum += reduce_add(away * away);
-  }
-  return sum;
+inline Deviations deviations_of(const T* row, int64_t columns, F32 mean, float fill) {
+  const auto add = [mean](Deviations total, F32 value) {
+    const F32 away = value - mean;
+    return Deviations{total.sum + away, fma(away, away, total.squares)};
+  };
+  const Deviations whole = sum_row<Deviations>(row, columns, add);
+  return columns % kLanes ? add(whole, last_values(row, columns, fill)) : whole;
 }
 
 // What one vector of a row becomes.
@@ -86,13 +84,15 @@ struct Scale {
   }
 };
 
-// `columns` normalised values. to may be the row itself; bias is not read unless layer.
+// `columns` normalised values. to may be the row itself; bias is not read unless layer; next: what
+// is fetched meanwhile, column by column.
 template <class T, bool layer>
 inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, const T* bias,
-                      Scale<T, layer> scale) {
+                      Scale<T, layer> scale, const T* next) {
   const T* shift = layer ? bias : weight;
   int64_t c = 0;
   for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
+    fetch(next + c);
     const Two value = load_two(row + c), w = load_two(weight + c), b = load_two(shift + c);
     store_two(to + c, {scale(value.a, w.a, b.a), scale(value.b, w.b, b.b)});
   }
@@ -119,32 +119,38 @@ inline RowMoments moments_of(const T* const* pieces, int64_t count, int64_t colu
   const double values = static_cast<double>(count * columns);
   float mean = 0.0f;
   double off = 0.0;  // by how much the rounded mean is wrong, as layer_norm.cpp explains
-  if (layer) {
-    for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns, 0.0f);
-    mean = static_cast<float>(mean / values);
-    for (int64_t k = 0; k < count; ++k) off += sum_of(pieces[k], columns, mean);
-    off /= values;
-  }
   double squares = 0.0;
-  for (int64_t k = 0; k < count; ++k) squares += squares_of(pieces[k], columns, mean);
+  if (layer) {
+    for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns);
+    mean = static_cast<float>(mean / values);
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const Deviations away = deviations_of(pieces[k], columns, splat(mean), mean);
+    squares += reduce_add(away.squares);
+    off += reduce_add(away.sum);
+  }
+  off = layer ? off / values : 0.0;
   const double rstd = 1.0 / __builtin_sqrt(squares / values - off * off + eps);
   return {mean, static_cast<float>(rstd), static_cast<float>(-off * rstd)};
 }
 
-// Such a row, normalised. A piece may lie at its own place in to.
+// Such a row, normalised. A piece may lie at its own place in to. ahead: how far behind each piece
+// the caller's next row has one, which is fetched meanwhile.
 template <class T>
 inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
-                      const RowNorm<T>& norm) {
+                      const RowNorm<T>& norm, int64_t ahead = 0) {
   const RowMoments row = moments_of(pieces, count, columns, norm.bias != nullptr, norm.eps);
   const F32 centre = splat(row.mean), scale = splat(row.scale), shift = splat(row.shift);
   for (int64_t k = 0; k < count; ++k) {
     const int64_t first = k * columns;
     const T* weight = norm.weight + first;
+    const T* next = pieces[k] + ahead;
     if (norm.bias == nullptr) {
-      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr, {centre, scale, shift});
+      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr, {centre, scale, shift},
+                          next);
     } else {
       scale_row<T, true>(pieces[k], to + first, columns, weight, norm.bias + first,
-                         {centre, scale, shift});
+                         {centre, scale, shift}, next);
     }
   }
 }
