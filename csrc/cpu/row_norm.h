@@ -55,20 +55,14 @@ inline F32 last_values(const T* row, int64_t columns, float fill) {
 }
 
 template <class T>
-inline float sum_of(const T* row, int64_t columns) {
-  F32 sum = sum_row<F32>(row, columns, [](F32 total, F32 value) { return total + value; });
-  if (columns % kLanes) sum = sum + last_values(row, columns, 0.0f);
-  return reduce_add(sum);
-}
-
-template <class T>
-inline Deviations deviations_of(const T* row, int64_t columns, F32 mean, float fill) {
-  const auto add = [mean](Deviations total, F32 value) {
-    const F32 away = value - mean;
+inline Deviations deviations_of(const T* row, int64_t columns, float centre) {
+  const F32 from = splat(centre);
+  const auto add = [from](Deviations total, F32 value) {
+    const F32 away = value - from;
     return Deviations{total.sum + away, fma(away, away, total.squares)};
   };
   const Deviations whole = sum_row<Deviations>(row, columns, add);
-  return columns % kLanes ? add(whole, last_values(row, columns, fill)) : whole;
+  return columns % kLanes ? add(whole, last_values(row, columns, centre)) : whole;
 }
 
 // What one vector of a row becomes.
@@ -107,31 +101,53 @@ inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, con
   }
 }
 
-// What a value v of the row is mapped by, before weight and bias: (v - mean) * scale + shift.
+// What a value v of the row is mapped by, before weight and bias: (v - centre) * scale + shift.
 struct RowMoments {
-  float mean, scale, shift;
+  float centre, scale, shift;
 };
 
+// Means over a whole row.
+struct MeanDeviations {
+  double first, square;
+};
+
+template <class T>
+inline MeanDeviations mean_deviations(const T* const* pieces, int64_t count, int64_t columns,
+                                      float centre) {
+  MeanDeviations mean = {0.0, 0.0};
+  for (int64_t k = 0; k < count; ++k) {
+    const Deviations away = deviations_of(pieces[k], columns, centre);
+    mean.first += reduce_add(away.sum);
+    mean.square += reduce_add(away.squares);
+  }
+  const double values = static_cast<double>(count * columns);
+  return {mean.first / values, mean.square / values};
+}
+
 // Those of one row that lies in `count` pieces of `columns` values. RMSNorm takes no mean off.
+//
+// LayerNorm sweeps once, about the mean of the row's first values: any centre will do (the variance
+// is E[(x - c)^2] - E[x - c]^2) that is within a standard deviation of the mean, for then at most
+// half the square cancels. Where it is not, a second sweep about the mean follows.
 template <class T>
 inline RowMoments moments_of(const T* const* pieces, int64_t count, int64_t columns, bool layer,
                              float eps) {
-  const double values = static_cast<double>(count * columns);
-  float mean = 0.0f;
-  double off = 0.0;  // by how much the rounded mean is wrong, as layer_norm.cpp explains
-  double squares = 0.0;
+  float centre = 0.0f;
   if (layer) {
-    for (int64_t k = 0; k < count; ++k) mean += sum_of(pieces[k], columns);
-    mean = static_cast<float>(mean / values);
+    const bool whole = columns >= kLanes;
+    const F32 some = whole ? load(pieces[0]) : load_some(pieces[0], columns);
+    centre = reduce_add(some) / static_cast<float>(whole ? kLanes : columns);
   }
-  for (int64_t k = 0; k < count; ++k) {
-    const Deviations away = deviations_of(pieces[k], columns, splat(mean), mean);
-    squares += reduce_add(away.squares);
-    off += reduce_add(away.sum);
+  MeanDeviations mean = mean_deviations(pieces, count, columns, centre);
+  if (!layer) {
+    return {0.0f, static_cast<float>(1.0 / __builtin_sqrt(mean.square + eps)), 0.0f};
   }
-  off = layer ? off / values : 0.0;
-  const double rstd = 1.0 / __builtin_sqrt(squares / values - off * off + eps);
-  return {mean, static_cast<float>(rstd), static_cast<float>(-off * rstd)};
+  if (!(2.0 * mean.first * mean.first <= mean.square)) {
+    centre = static_cast<float>(centre + mean.first);
+    mean = mean_deviations(pieces, count, columns, centre);
+  }
+  const double rstd = 1.0 / __builtin_sqrt(mean.square - mean.first * mean.first + eps);
+  return {centre, static_cast<float>(rstd), static_cast<float>(-mean.first * rstd)};
 }
 
 // Such a row, normalised. A piece may lie at its own place in to. ahead: how far behind each piece
@@ -140,7 +156,7 @@ template <class T>
 inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
                       const RowNorm<T>& norm, int64_t ahead = 0) {
   const RowMoments row = moments_of(pieces, count, columns, norm.bias != nullptr, norm.eps);
-  const F32 centre = splat(row.mean), scale = splat(row.scale), shift = splat(row.shift);
+  const F32 centre = splat(row.centre), scale = splat(row.scale), shift = splat(row.shift);
   for (int64_t k = 0; k < count; ++k) {
     const int64_t first = k * columns;
     const T* weight = norm.weight + first;

@@ -192,6 +192,13 @@ def _not_finite(m: Maker) -> Tensor:
     return x
 
 
+def _far_start(m: Maker) -> Tensor:
+    """Rows whose first values lie far from the others: a guess of the mean by them is bad."""
+    x = m.normal(2, 4, 1024)
+    x[:, 0, :64] += 1000.0
+    return x
+
+
 _SHUFFLE = Compression()
 _UNFOLD = Compression(order="channel_row_col", pad=True)
 _MERGE = Compression(norm_first=True)
@@ -333,6 +340,16 @@ _EDGE = (
     Sample(
         "NaN and Inf",
         lambda m: call(_not_finite(m), _SHUFFLE, _layer_norm(m, 32)),
+        "edge",
+    ),
+    Sample(
+        "mean far above the spread",
+        lambda m: call(m.normal(1, 16, 24, mean=100.0), _SHUFFLE, _layer_norm(m, 96)),
+        "edge",
+    ),
+    Sample(
+        "first values far from the mean",
+        lambda m: call(_far_start(m), _SHUFFLE, _layer_norm(m, 4096)),
         "edge",
     ),
     Sample(

@@ -27,10 +27,10 @@ template <class T>
 class NormalisedRow {
  public:
   NormalisedRow(const T* x, int64_t columns, const T* weight, const T* bias, float eps)
-      : x_(x), weight_(weight), bias_(bias), mean_(zero()), scale_(zero()), shift_(zero()) {
+      : x_(x), weight_(weight), bias_(bias), centre_(zero()), scale_(zero()), shift_(zero()) {
     if (weight == nullptr) return;
     const RowMoments row = moments_of(&x, 1, columns, bias != nullptr, eps);
-    mean_ = splat(row.mean);
+    centre_ = splat(row.centre);
     scale_ = splat(row.scale);
     shift_ = splat(row.shift);
   }
@@ -41,7 +41,7 @@ class NormalisedRow {
     if (weight_ == nullptr) return x;
     const F32 weight = load_up_to(weight_ + c, n);
     if (bias_ == nullptr) return round_to<T>(round_to<T>(x * scale_) * weight);
-    const F32 normal = fma(x - mean_, scale_, shift_);
+    const F32 normal = fma(x - centre_, scale_, shift_);
     return round_to<T>(fma(normal, weight, load_up_to(bias_ + c, n)));
   }
 
@@ -49,7 +49,7 @@ class NormalisedRow {
   const T* x_;
   const T* weight_;
   const T* bias_;
-  F32 mean_, scale_, shift_;
+  F32 centre_, scale_, shift_;
 };
 
 }  // namespace
