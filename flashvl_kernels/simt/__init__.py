@@ -56,9 +56,13 @@ class Finding:
 
 @dataclass
 class Result:
-    """What launches did: `counters` are those of csrc/simt/report.h, summed over the launches."""
+    """What launches did: `counters` are those of csrc/simt/report.h, summed over the launches.
+
+    mutated: the float arguments of an op that writes into some of them, as the launches left them.
+    """
 
     outputs: tuple[Tensor, ...] = ()
+    mutated: tuple[Tensor, ...] = ()
     counters: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     launches: tuple[Launch, ...] = ()
@@ -94,13 +98,19 @@ def call(
 ) -> Result:
     """Run `spec` on schema arguments as its CUDA backend would on `device`.
 
+    An op that writes into its arguments is given copies of them.
     built: another build of the kernels (a test's mutation of them).
     """
     plan = plan_module(spec.name)
     if plan is None:
         raise SimtError(f"simt: {spec.name} has no CUDA kernel")
-    prepared = plan.prepare(tuple(flat), device)
-    return run(prepared, built or module(spec.name), device)
+    mine = numerics.duplicate(flat) if spec.mutates else tuple(flat)
+    result = run(plan.prepare(mine, device), built or module(spec.name), device)
+    if spec.mutates:
+        result.mutated = tuple(
+            arg for arg in mine if isinstance(arg, Tensor) and arg.is_floating_point()
+        )
+    return result
 
 
 def run(prepared: Prepared, built: ModuleType, device: Device = H100) -> Result:
@@ -131,11 +141,8 @@ def run(prepared: Prepared, built: ModuleType, device: Device = H100) -> Result:
 
 def results(spec: OpSpec, flat: Sequence[Any]) -> list[Tensor]:
     """What `call` returns, as `numerics.results` does for a function on the CPU."""
-    mine = numerics.duplicate(flat) if spec.mutates else tuple(flat)
-    out = list(call(spec, mine).outputs)
-    if spec.mutates:
-        out += [arg for arg in mine if isinstance(arg, Tensor) and arg.is_floating_point()]
-    return out
+    result = call(spec, flat)
+    return [*result.outputs, *result.mutated]
 
 
 def span_bytes(tensor: Tensor) -> int:

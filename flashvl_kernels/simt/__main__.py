@@ -58,7 +58,8 @@ def main() -> int:
         print(f"  {launch.kernel.expression}, grid {launch.grid}, block {launch.block}")
     plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
     wrong = False
-    for i, (g, p, t) in enumerate(zip(result.outputs, plain, truth, strict=True)):
+    got = (*result.outputs, *result.mutated)
+    for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
         verdict = numerics.judge(g, p, t, spec.tolerance)
         wrong |= not verdict.right
         print(f"  output {i}: {'right' if verdict.right else 'WRONG, ' + verdict.reason}")

@@ -43,7 +43,8 @@ def wrong(spec: OpSpec, flat: tuple[Any, ...], result: simt.Result) -> list[str]
     """What is not as it should be: findings, then outputs the oracle refuses."""
     plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
     texts = [str(finding) for finding in result.findings]
-    for i, (g, p, t) in enumerate(zip(result.outputs, plain, truth, strict=True)):
+    got = (*result.outputs, *result.mutated)
+    for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
         verdict = numerics.judge(g, p, t, spec.tolerance)
         if not verdict.right:
             texts.append(f"output {i}: {verdict.reason}")
