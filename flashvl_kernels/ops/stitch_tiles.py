@@ -202,7 +202,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("stitch_tiles")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": SUPPORTS_ALL,
+        "triton": triton.supports("stitch_tiles"),
+    },
 )
 
 

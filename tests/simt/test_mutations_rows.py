@@ -1,0 +1,89 @@
+"""Mutations of the kernels that move rows: each must be seen, as a finding or a wrong result.
+
+As test_mutations.py: a mutation is a textual patch, and one that no longer applies fails.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashvl_kernels import simt
+from flashvl_kernels.cuda import plan_module
+from flashvl_kernels.cuda.device import L4
+from flashvl_kernels.spec import REGISTRY
+from tests.simt.test_mutations import Fault, mutated
+from tests.simt.test_ops import flat_call, wrong
+
+pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+
+
+def sample(op: str, name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[object, ...]:
+    """The schema arguments of a sample."""
+    spec = REGISTRY[op]
+    return flat_call(spec, next(s for s in spec.samples if s.name == name), dtype)
+
+
+def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault:
+    return Fault(op, file, old, new, seen, sample(op, name))
+
+
+STITCH = "stitch_tiles"
+
+FAULTS: dict[str, Fault] = {
+    "an odd overlap cut one too early": fault(
+        STITCH, "odd overlap, crop", "canvas_sources.cuh",
+        "(canvas.overlap + 1) / 2", "canvas.overlap / 2", "output",
+    ),
+    "the border forgotten": fault(
+        STITCH, "one tile, border dropped", "canvas_sources.cuh",
+        "position + canvas.border", "position", "output",
+    ),
+    "shares of the two tiles swapped": fault(
+        STITCH, "linear", "canvas_sources.cuh",
+        "2 * local + 1)", "2 * (canvas.overlap - local) - 1)", "output",
+    ),
+    "a source that is not there multiplied by 0": fault(
+        STITCH, "NaN and Inf", "stitch_tiles.cuh",
+        "if (from.has(i, j)) sum", "sum", "output",
+    ),
+    "the last tile not held to the grid": fault(
+        STITCH, "linear", "canvas_sources.cuh",
+        "min(place / step, tiles - 1)", "place / step", "output",
+    ),
+    "channels guarded one vector too late": fault(
+        STITCH, "tokens with a gap, crop", "stitch_tiles.cuh",
+        "v * step < channels) to.store", "v * step <= channels) to.store",
+        "global_out_of_bounds",
+    ),
+    "positions guarded one too late": fault(
+        STITCH, "two by three, crop", "stitch_tiles.cuh",
+        "position < args.positions", "position <= args.positions", "global_out_of_bounds",
+    ),
+    # In fp32: offsets of a copy count words of 4 bytes.
+    "a tile's offset of 32 bits": Fault(
+        STITCH, "canvas_sources.cuh",
+        "tile * canvas.tile_stride + token",
+        "static_cast<int32_t>(tile * canvas.tile_stride) + token",
+        "global_out_of_bounds", sample(STITCH, "third tile past 2^31", torch.float32),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_seen(name: str, tmp_path: Path) -> None:
+    planted = FAULTS[name]
+    plan = plan_module(planted.op)
+    assert plan is not None
+    spec = REGISTRY[planted.op]
+    used = [launch.kernel for launch in plan.prepare(planted.flat, L4).launches]
+    csrc = mutated(planted, tmp_path)
+    built = simt.build(f'#include "cuda/{planted.op}.cuh"', used, f"{planted.op}, {name}", csrc)
+    result = simt.call(spec, planted.flat, L4, built)
+    found = {finding.kind for finding in result.findings}
+    if planted.seen == "output":
+        assert any(text.startswith("output") for text in wrong(spec, planted.flat, result))
+    else:
+        assert planted.seen in found, f"found {found}"
