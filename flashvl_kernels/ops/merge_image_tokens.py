@@ -257,7 +257,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("merge_image_tokens")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": SUPPORTS_ALL,
+        "triton": triton.supports("merge_image_tokens"),
+    },
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashvl_kernels.cuda import row_blocks, stitch_tiles
+from flashvl_kernels.cuda import merge_image_tokens, row_blocks, stitch_tiles
 from flashvl_kernels.cuda.device import A100, B200, DEVICES, H100, L4, RTX_4090, Device
 from flashvl_kernels.cuda.row_blocks import RowBlocks, Word
 from flashvl_kernels.tiles import TileGrid
@@ -69,3 +69,38 @@ def test_a_grid_without_overlap_is_a_copy() -> None:
     for grid in (TileGrid(2, 2, 4, 0, "mean"), TileGrid(1, 1, 4, 2, "linear")):
         assert not stitch_tiles.blends(grid)
     assert stitch_tiles.blends(TileGrid(1, 2, 4, 2, "mean"))
+
+
+def test_a_prompt_is_merged_two_rows_a_block() -> None:
+    """300 rows of 1536 channels: 150 blocks, on an H100 one for every multiprocessor and more."""
+    found = merge_image_tokens.plan(300, 192, H100)
+    assert (found.grid, found.rows_a_block) == ((150, 1, 1), 2)
+    assert found.shape == RowBlocks(1, 96, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "at_once"), [(H100, 792), (A100, 648), (L4, 348), (RTX_4090, 768), (B200, 888)]
+)
+def test_a_merge_has_no_more_blocks_than_run_at_once(device: Device, at_once: int) -> None:
+    found = merge_image_tokens.plan(100_000, 192, device)
+    assert 0.9 * at_once <= found.grid[0] <= at_once
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+@pytest.mark.parametrize("rows", [1, 57, 300, 10**6])
+@pytest.mark.parametrize("vectors", [1, 33, 192, 8960])
+def test_every_row_is_merged(device: Device, rows: int, vectors: int) -> None:
+    found = merge_image_tokens.plan(rows, vectors, device)
+    assert (found.grid[0] - 1) * found.rows_a_block < rows <= found.grid[0] * found.rows_a_block
+    assert found.rows_a_block % found.shape.together == 0
+
+
+def test_a_merge_reads_rows_and_ids_where_they_lie() -> None:
+    embeds = torch.zeros(3, 6, 20, dtype=torch.bfloat16)[..., :16]
+    ids = torch.zeros(3, 12, dtype=torch.int64)[:, ::2]
+    prepared = merge_image_tokens.prepare((embeds, ids, embeds[0]), H100)
+    assert prepared.tensors["embeds"].data_ptr() == embeds.data_ptr()
+    (launch,) = prepared.launches
+    assert launch.kernel.expression == "merge_image_tokens_kernel<float, 1>"
+    assert (launch.arguments.columns, launch.arguments.image_stride) == (8, 10)
+    assert launch.arguments.ids_stride == 2

@@ -30,7 +30,7 @@ def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault
     return Fault(op, file, old, new, seen, sample(op, name))
 
 
-STITCH = "stitch_tiles"
+STITCH, MERGE = "stitch_tiles", "merge_image_tokens"
 
 FAULTS: dict[str, Fault] = {
     "an odd overlap cut one too early": fault(
@@ -68,6 +68,41 @@ FAULTS: dict[str, Fault] = {
         "tile * canvas.tile_stride + token",
         "static_cast<int32_t>(tile * canvas.tile_stride) + token",
         "global_out_of_bounds", sample(STITCH, "third tile past 2^31", torch.float32),
+    ),
+    "no barrier before the warps' counts are read": fault(
+        MERGE, "two rows, three images", "merge_image_tokens.cuh",
+        "count_bits(votes));\n  sync_block();", "count_bits(votes));", "shared_race",
+    ),
+    "no barrier before the ranks are read": fault(
+        MERGE, "two rows, three images", "merge_image_tokens.cuh",
+        "before += here;\n  sync_block();", "before += here;", "shared_race",
+    ),
+    "a sentinel that counts itself": fault(
+        MERGE, "one image", "merge_image_tokens.cuh",
+        "(uint32_t{1} << lane()) - 1", "(uint32_t{2} << lane()) - 1", "output",
+    ),
+    "only the first sentinel of an image": fault(
+        MERGE, "one image", "merge_image_tokens.cuh",
+        "id == kFirstOfImage || id == kRestOfImage", "id == kFirstOfImage", "output",
+    ),
+    "a negative id as an address": fault(
+        MERGE, "one image", "merge_image_tokens.cuh",
+        "mine && rank < args.image_rows ? rank : -1",
+        "mine ? args.ids.load(row * args.ids_stride) : -1", "output",
+    ),
+    "image rows not guarded": Fault(
+        MERGE, "merge_image_tokens.cuh", "mine && rank < args.image_rows ?", "mine ?",
+        "global_out_of_bounds",
+        (torch.ones(9, 8), torch.full((9,), -201), torch.ones(4, 8)),
+    ),
+    "sentinels of earlier blocks forgotten": fault(
+        MERGE, "more tokens than a block ranks", "merge_image_tokens.cuh",
+        "i < end; i += kMergeCounted", "i < 0; i += kMergeCounted", "output",
+    ),
+    "an embedding's offset of 32 bits": Fault(
+        MERGE, "rows.cuh", "return row * inner_stride;",
+        "return static_cast<int32_t>(row * inner_stride);", "global_out_of_bounds",
+        sample(MERGE, "third row past 2^31", torch.float32),
     ),
 }  # fmt: skip
 
