@@ -15,6 +15,7 @@ from torch import Tensor, int64
 from flashvl_kernels.packing import FlatWeight
 from flashvl_kernels.triton import launch, product
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.product import add_product, input_tile, scaled, tile_of
 
@@ -141,19 +142,21 @@ def run(
     xs = launch.rows_of(x, rows)
     device = launch.describe(x.device)
     shape = product.blocks(rows, words, w_columns, x.element_size(), device)
-    blocks = triton.cdiv(words, shape.units)
+    blocks = launch.ceil_div(words, shape.units)
     each = min(k, shape.units)
     kept = x.new_empty((rows, blocks, each), dtype=int64)
     with launch.on(x):
         norms = product.prepared(xs, norm_weight, None, norm_eps)
-        best_of_block_kernel[(triton.cdiv(rows, shape.rows) * blocks,)](
+        queue(
+            best_of_block_kernel, (launch.ceil_div(rows, shape.rows) * blocks,),
             xs.tensor, kept, rows, words, w_columns, each, *xs.strides,
             *norms.arguments, *product.weight_arguments(w),
             NORM=norms.kind, FORMAT=w_format,
             ROWS=shape.rows, WORDS=shape.units, STEP=shape.step,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
-        best_of_all_kernel[(rows,)](
+        queue(
+            best_of_all_kernel, (rows,),
             kept, values, indices, blocks * each, k,
             CANDIDATES=min(CANDIDATES, launch.power_of_two(blocks * each)),
             num_warps=256 // device.warp,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import attend, weighted, write_rows
 
@@ -81,12 +82,13 @@ def run(
     group = heads // kv_heads
     device = launch.describe(q.device)
     shape = flash.block(tokens * group, batch * kv_heads, head_dim, q.element_size(), device)
-    blocks = triton.cdiv(tokens * group, shape.rows)
+    blocks = launch.ceil_div(tokens * group, shape.rows)
     unit = flash.unit_of(q, k_cache, v_cache)
     strides = [n for t in (q, k_cache, v_cache) for n in flash.strides_of(t, unit)]
     head, tail = flash.split(head_dim, q.element_size())
     with launch.on(q):
-        causal_attention_kernel[(blocks * batch * kv_heads,)](
+        queue(
+            causal_attention_kernel, (blocks * batch * kv_heads,),
             q, k_cache, v_cache, lengths.contiguous(), y,
             tokens, kv_heads, group, blocks, flash.scale_of(scale, head_dim), *strides,
             UNIT=unit, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,

@@ -21,6 +21,7 @@ from flashvl_kernels.compression import Compression
 from flashvl_kernels.tiles import TileGrid
 from flashvl_kernels.triton import canvas, launch
 from flashvl_kernels.triton.canvas import canvas_row
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.norm_rows import LAYER, NONE, normalised
 
@@ -233,8 +234,8 @@ def run(
     programs = (images * out_rows * out_cols,)
     with launch.on(x):
         if how.kind in POOLS:
-            pool_kernel[programs](*arguments, **constants, POOL=POOLS.index(how.kind))
+            queue(pool_kernel, programs, *arguments, **constants, POOL=POOLS.index(how.kind))
         else:
             unfold = how.order == "channel_row_col"
-            shuffle_kernel[programs](*arguments, **constants, UNFOLD=unfold, PARTS=parts)
+            queue(shuffle_kernel, programs, *arguments, **constants, UNFOLD=unfold, PARTS=parts)
     return y

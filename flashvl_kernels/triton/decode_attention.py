@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import attend, read_rows, weighted, write_rows
 from flashvl_kernels.triton.launch import Device
@@ -102,7 +103,7 @@ def shares_of(programs: int, capacity: int, keys: int, device: Device) -> int:
     Two programs a processor keep the memory busy; a share below 4 blocks of keys would spend more
     on writing and reading its result than on its keys.
     """
-    wanted = triton.cdiv(2 * device.processors, programs)
+    wanted = launch.ceil_div(2 * device.processors, programs)
     return max(min(wanted, capacity // (4 * keys), MOST_SHARES), 1)
 
 
@@ -125,7 +126,7 @@ def run(
     group = heads // kv_heads
     device = launch.describe(q.device)
     shape = flash.block(group, batch * kv_heads, head_dim, q.element_size(), device)
-    blocks = triton.cdiv(group, shape.rows)
+    blocks = launch.ceil_div(group, shape.rows)
     programs = batch * kv_heads * blocks
     shares = shares_of(programs, capacity, shape.keys, device)
     unit = flash.unit_of(q, k_cache, v_cache)
@@ -136,14 +137,16 @@ def run(
         partial = q.new_empty((batch, heads, shares, head_dim), dtype=torch.float32)
         tops, totals = q.new_empty((2, batch, heads, shares), dtype=torch.float32).unbind()
     with launch.on(q):
-        decode_attention_kernel[(programs * shares,)](
+        queue(
+            decode_attention_kernel, (programs * shares,),
             q, k_cache, v_cache, lengths.contiguous(), partial, tops, totals,
             kv_heads, group, blocks, shares, flash.scale_of(scale, head_dim), *strides,
             UNIT=unit, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
             SPLIT=shares > 1, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
         if shares > 1:
-            join_shares_kernel[(batch * heads,)](
+            queue(
+                join_shares_kernel, (batch * heads,),
                 partial, tops, totals, y, shares, SHARES=launch.power_of_two(shares),
                 D=head_dim, WIDTH=launch.power_of_two(head_dim), num_warps=4,
             )  # fmt: skip

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flashvl_kernels.ops.image_to_patches import _filter_weights, _parse, _rows_first
 from flashvl_kernels.triton import launch
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 
 EXPECT = {"resize_kernel": Expect(), "patches_kernel": Expect()}
@@ -135,7 +136,8 @@ def _resize(image: Tensor, axis: int, out: int) -> Tensor:
     size, shape[axis] = shape[axis], out
     planes = image.new_empty(3, *shape)
     first, weight = _filter(size, out, image.device)
-    resize_kernel[(triton.cdiv(planes.numel(), BLOCK),)](
+    queue(
+        resize_kernel, (launch.ceil_div(planes.numel(), BLOCK),),
         image, first, weight, planes,
         planes.numel(), *shape, weight.shape[1], size, *image.stride(),
         AXIS=axis, BLOCK=BLOCK, num_warps=BLOCK // 8 // launch.describe(image.device).warp,
@@ -157,7 +159,8 @@ def run(image: Tensor, *fields: Any) -> Tensor:
         if image.shape[1 - last] != size[1 - last]:
             image = _resize(image, 1 - last, size[1 - last])
         first, weight = _filter(image.shape[last], size[last], image.device)
-        patches_kernel[(triton.cdiv(patches.numel(), BLOCK),)](
+        queue(
+            patches_kernel, (launch.ceil_div(patches.numel(), BLOCK),),
             image, first, weight, patches,
             patches.numel(), grid.cols, grid.tile, grid.tile - grid.overlap, patch,
             weight.shape[1], image.shape[last], *image.stride(), *mean, *std,

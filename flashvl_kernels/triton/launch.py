@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -59,9 +59,26 @@ def describe(device: torch.device) -> Device:
     return Device(arch, found.warp_size, found.multi_processor_count, shared)
 
 
+@cache
+def _several() -> bool:
+    return torch.cuda.device_count() > 1
+
+
+_NOTHING = nullcontext()
+
+
 def on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Makes the tensor's GPU the current one: Triton launches on the current device's stream."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    """Makes the tensor's GPU the current one: Triton launches on the current device's stream.
+    The only GPU of a machine is it already."""
+    if tensor.is_cuda and _several():
+        return torch.cuda.device(tensor.device)
+    return _NOTHING
+
+
+def ceil_div(number: int, by: int) -> int:
+    """number / by, rounded up. triton.cdiv looks into both for constants of kernels, which takes
+    ten times as long."""
+    return -(-number // by)
 
 
 def power_of_two(number: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flashvl_kernels.triton import launch
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 
 WIDEST = 32768
@@ -84,7 +85,8 @@ def run(
         xs.count, xs.columns, x.element_size(), launch.describe(x.device), widest=WIDEST
     )
     with launch.on(x):
-        layer_norm_kernel[(triton.cdiv(xs.count, shape.rows),)](
+        queue(
+            layer_norm_kernel, (launch.ceil_div(xs.count, shape.rows),),
             xs.tensor, weight, bias, rs.tensor, y, total,
             xs.count, xs.columns, eps, *xs.strides, *rs.strides,
             weight.stride(0), bias.stride(0),

@@ -16,6 +16,7 @@ from torch import Tensor, float32
 from flashvl_kernels.packing import FlatWeight
 from flashvl_kernels.triton import launch, product
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.product import (
     activated,
@@ -145,10 +146,11 @@ def project(
     epilogue = {"BIAS": bias is not None, "ACTIVATION": activation or "none"}
     epilogue |= {"RESIDUAL": residual is not None}
     after = (shift, shift.stride(0), rs.tensor, *rs.strides)
-    tiles = triton.cdiv(xs.count, shape.rows) * triton.cdiv(units, shape.units)
+    tiles = launch.ceil_div(xs.count, shape.rows) * launch.ceil_div(units, shape.units)
     with launch.on(x):
         norms = product.prepared(xs, *norm)
-        product_kernel[(tiles, shape.splits)](
+        queue(
+            product_kernel, (tiles, shape.splits),
             xs.tensor, y, partial, xs.count, units, columns, shape.part, *xs.strides,
             *norms.arguments, *product.weight_arguments(w), *after,
             NORM=norms.kind, FORMAT=w[2], SPLIT=shape.splits > 1, **epilogue,
@@ -171,8 +173,9 @@ def _finish(
     device: launch.Device,
 ) -> None:
     tile = launch.tile(rows, units, 4, device, widest=512)
-    across = triton.cdiv(units, tile.columns)
-    finish_kernel[(triton.cdiv(rows, tile.rows) * across,)](
+    across = launch.ceil_div(units, tile.columns)
+    queue(
+        finish_kernel, (launch.ceil_div(rows, tile.rows) * across,),
         partial, y, rows, units, splits, across, *after, **epilogue,
         ROWS=tile.rows, UNITS=tile.columns, num_warps=tile.warps,
     )  # fmt: skip

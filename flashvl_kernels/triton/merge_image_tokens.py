@@ -16,6 +16,7 @@ from torch import Tensor
 from flashvl_kernels.ops.merge_image_tokens import SENTINELS
 from flashvl_kernels.triton import launch
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 
 EXPECT = {
@@ -84,13 +85,15 @@ def run(embeds: Tensor, input_ids: Tensor, image_rows: Tensor) -> Tensor:
     ids = input_ids.reshape(-1)
     rank = torch.empty(rows.count, dtype=torch.int32, device=embeds.device)
     shape = launch.tile(rows.count, rows.columns, y.element_size(), launch.describe(embeds.device))
-    across = triton.cdiv(rows.columns, shape.columns)
+    across = launch.ceil_div(rows.columns, shape.columns)
     with launch.on(embeds):
-        image_rank_kernel[(1,)](
+        queue(
+            image_rank_kernel, (1,),
             ids, rank, rows.count, image_rows.shape[0], ids.stride(0),
             FIRST=SENTINELS[0], FURTHER=SENTINELS[1], BLOCK=RANKED, num_warps=4,
         )  # fmt: skip
-        merge_image_tokens_kernel[(triton.cdiv(rows.count, shape.rows) * across,)](
+        queue(
+            merge_image_tokens_kernel, (launch.ceil_div(rows.count, shape.rows) * across,),
             rows.tensor, rank, image_rows, y, rows.count, rows.columns, across, *rows.strides,
             image_rows.stride(0), image_rows.stride(1),
             ROWS=shape.rows, COLUMNS=shape.columns, num_warps=shape.warps,

@@ -18,6 +18,7 @@ from torch import Tensor, float32
 from flashvl_kernels.packing import FlatWeight
 from flashvl_kernels.triton import launch
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.launch import Device
 
 WIDEST_NORM = 32768
@@ -169,19 +170,19 @@ def blocks(
     step = 16 if itemsize == 4 else 128 if height <= 32 else 64
 
     def tiles() -> int:
-        return triton.cdiv(rows, height) * triton.cdiv(units, width)
+        return launch.ceil_div(rows, height) * launch.ceil_div(units, width)
 
     if height == 128 and tiles() < device.processors:
         width = 64
     if height == 128 and tiles() < device.processors:
         height = 64
-    steps = triton.cdiv(columns, step)
+    steps = launch.ceil_div(columns, step)
     splits = 1 if gated else max(min(device.processors // max(tiles(), 1), steps // 2), 1)
-    part = triton.cdiv(steps, splits) * step
+    part = launch.ceil_div(steps, splits) * step
     stage = (height + width * (2 if gated else 1)) * step * itemsize
     most = 4 if device.shared >= 163840 else 3
     stages = 2 if device.amd else max(min(most, device.shared // stage), 2)
-    splits = triton.cdiv(columns, part) if part else 1
+    splits = launch.ceil_div(columns, part) if part else 1
     warps = 8 if height == 128 and not device.amd else 4
     return Blocks(height, width, step, splits, part, warps, stages)
 
@@ -202,7 +203,8 @@ def prepared(x: launch.Rows, weight: Tensor | None, bias: Tensor | None, eps: fl
     device = launch.describe(x.tensor.device)
     itemsize = x.tensor.element_size()
     shape = launch.tile(x.count, x.columns, itemsize, device, widest=WIDEST_NORM)
-    statistics_kernel[(triton.cdiv(x.count, shape.rows),)](
+    queue(
+        statistics_kernel, (launch.ceil_div(x.count, shape.rows),),
         x.tensor, statistics, x.count, x.columns, eps, *x.strides,
         CENTRED=bias is not None, ROWS=shape.rows, COLUMNS=shape.columns, num_warps=shape.warps,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashvl_kernels.triton import launch
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 
 WIDEST = 32768
@@ -74,7 +75,8 @@ def run(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple
         xs.count, xs.columns, x.element_size(), launch.describe(x.device), widest=WIDEST
     )
     with launch.on(x):
-        rms_norm_kernel[(triton.cdiv(xs.count, shape.rows),)](
+        queue(
+            rms_norm_kernel, (launch.ceil_div(xs.count, shape.rows),),
             xs.tensor, weight, rs.tensor, y, total,
             xs.count, xs.columns, eps, *xs.strides, *rs.strides, weight.stride(0),
             ADD=residual is not None, ROWS=shape.rows, COLUMNS=shape.columns,

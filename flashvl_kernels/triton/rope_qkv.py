@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.triton import launch
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.launch import Device, Tile
 
@@ -119,7 +120,8 @@ def rotate(
     # Both halves of a head count as its bytes.
     shape = tile(units, half, qkv.element_size(), launch.describe(qkv.device))
     with launch.on(qkv):
-        rope_qkv_kernel[(triton.cdiv(units, shape.rows),)](
+        queue(
+            rope_qkv_kernel, (launch.ceil_div(units, shape.rows),),
             qkv, cos, sin, cos if positions is None else positions,
             cos if slots is None else slots, q, k, v,
             units, heads, kv_heads, half, cos.shape[0], k.shape[0], k.shape[2],

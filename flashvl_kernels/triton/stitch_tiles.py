@@ -14,6 +14,7 @@ from torch import Tensor
 from flashvl_kernels.tiles import TileGrid
 from flashvl_kernels.triton import canvas, launch
 from flashvl_kernels.triton.canvas import canvas_row
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 
 EXPECT = {"stitch_tiles_kernel": Expect(wide_access=True)}
@@ -59,9 +60,10 @@ def run(x: Tensor, rows: int, cols: int, tile: int, overlap: int, rule: str, bor
         return stitched
     positions, source = stitched.shape[0] * grid.canvas_len, canvas.of(x, grid)
     shape = launch.tile(positions, columns, x.element_size(), launch.describe(x.device))
-    across = triton.cdiv(columns, shape.columns)
+    across = launch.ceil_div(columns, shape.columns)
     with launch.on(x):
-        stitch_tiles_kernel[(triton.cdiv(positions, shape.rows) * across,)](
+        queue(
+            stitch_tiles_kernel, (launch.ceil_div(positions, shape.rows) * across,),
             x, stitched, positions, columns, across, *grid.canvas, *source.grid, *source.strides,
             **source.constants, ROWS=shape.rows, COLUMNS=shape.columns, num_warps=shape.warps,
         )  # fmt: skip

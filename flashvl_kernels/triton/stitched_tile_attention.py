@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flashvl_kernels.tiles import TileGrid
 from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import Block, attend, weighted, write_rows
 
@@ -189,12 +190,13 @@ def launch_rectangles(
     shape = flash.block(most, rectangles * heads, head_dim, size, device)
     if blend and size == 2:
         shape = BLENDED
-    blocks = triton.cdiv(most, shape.rows)
+    blocks = launch.ceil_div(most, shape.rows)
     unit = flash.unit_of(q, k, v)
     strides = [n for t in (q, k, v) for n in flash.strides_of(t, unit)]
     head, tail = flash.split(head_dim, size)
     with launch.on(q):
-        stitched_tile_attention_kernel[(rectangles * blocks * heads,)](
+        queue(
+            stitched_tile_attention_kernel, (rectangles * blocks * heads,),
             q, k, v, y, heads, grid.rows, grid.cols, grid.tile, grid.overlap, grid.border,
             *cut, blocks, flash.scale_of(scale, head_dim), *strides,
             BLEND=blend, LINEAR=grid.rule == "linear", UNIT=unit, D=head_dim,

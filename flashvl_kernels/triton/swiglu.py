@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashvl_kernels.triton import launch
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 
 EXPECT = {"swiglu_kernel": Expect(wide_access=True)}
@@ -54,9 +55,10 @@ def run(gate_up: Tensor) -> Tensor:
     rows = launch.rows_of(gate_up)
     device = launch.describe(gate_up.device)
     shape = launch.tile(rows.count, columns, y.element_size(), device)
-    across = triton.cdiv(columns, shape.columns)
+    across = launch.ceil_div(columns, shape.columns)
     with launch.on(gate_up):
-        swiglu_kernel[(triton.cdiv(rows.count, shape.rows) * across,)](
+        queue(
+            swiglu_kernel, (launch.ceil_div(rows.count, shape.rows) * across,),
             rows.tensor, y, rows.count, columns, across, *rows.strides,
             ROWS=shape.rows, COLUMNS=shape.columns, num_warps=shape.warps,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from flashvl_kernels.packing import FlatWeight
 from flashvl_kernels.triton import launch, linear, product
 from flashvl_kernels.triton.addressing import row_offsets
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.product import activated, add_product, input_tile, scaled, tile_of
 
@@ -78,10 +79,11 @@ def gated(x: Tensor, w: FlatWeight, norm_weight: Tensor, eps: float) -> Tensor:
     xs = launch.rows_of(x, y.numel() // units)
     device = launch.describe(x.device)
     shape = product.blocks(xs.count, units, columns, x.element_size(), device, gated=True)
-    tiles = triton.cdiv(xs.count, shape.rows) * triton.cdiv(units, shape.units)
+    tiles = launch.ceil_div(xs.count, shape.rows) * launch.ceil_div(units, shape.units)
     with launch.on(x):
         norms = product.prepared(xs, norm_weight, None, eps)
-        gated_kernel[(tiles,)](
+        queue(
+            gated_kernel, (tiles,),
             xs.tensor, y, xs.count, units, columns, *xs.strides,
             *norms.arguments, *product.weight_arguments(w),
             NORM=norms.kind, FORMAT=w[2], ROWS=shape.rows, UNITS=shape.units, STEP=shape.step,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import attend, weighted, write_rows
 
@@ -98,11 +99,12 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
         tokens, tiles * heads, head_dim, q.element_size(), launch.describe(q.device)
     )
     # Each packed tile can leave one block partly empty.
-    blocks = triton.cdiv(tokens, shape.rows)
+    blocks = launch.ceil_div(tokens, shape.rows)
     parts = tiles * blocks if lengths is None else blocks + tiles - 1
     head, tail = flash.split(head_dim, q.element_size())
     with launch.on(q):
-        tile_attention_kernel[(parts * heads,)](
+        queue(
+            tile_attention_kernel, (parts * heads,),
             q, k, v, q if lengths is None else lengths.contiguous(), y,
             tiles, tokens, heads, flash.scale_of(scale, head_dim),
             *strides[0], *strides[1], *strides[2],
