@@ -13,7 +13,9 @@ not on the tape, and neither is anything PyTorch computed itself.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -21,6 +23,22 @@ import torch
 from flashvl_kernels import extension
 
 Result = TypeVar("Result")
+_wanted: ContextVar[bool] = ContextVar("flashvl_tape", default=True)
+
+
+@contextmanager
+def off() -> Iterator[None]:
+    """No tape inside a `with` block: for whoever wants to see every call, as a profiler does."""
+    token = _wanted.set(False)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def is_off() -> bool:
+    """The caller is inside of `off()`."""
+    return not _wanted.get()
 
 
 class Tape:

@@ -113,6 +113,8 @@ def _why_not(rows: Tensor) -> str | None:
     """The reason that a step on these rows cannot come from a tape, whatever the cache."""
     if not tape.available():
         return f"no tape without the CPU extension ({extension.EXTENSION.reason or 'too old'})"
+    if tape.is_off():
+        return "tapes are off (flashvl_kernels.tape.off)"
     if rows.device.type != "cpu":
         return f"a tape is for the CPU, and the rows are on {rows.device}"
     if torch.is_grad_enabled():

@@ -196,3 +196,12 @@ def test_recording_by_hand() -> None:
     for lost in (torch.ops.flashvl_cpu.tape_run, torch.ops.flashvl_cpu.tape_length):
         with pytest.raises(ValueError, match="no tape"):
             lost(1 << 40)
+
+
+def test_tapes_can_be_turned_off() -> None:
+    m = model()
+    cache = start(m)
+    with tape.off():
+        off = logits(m, cache)
+        assert "tapes are off" in m.explain_decode(cache)
+    assert torch.equal(off, logits(m, start(m))) and not tape.is_off()
