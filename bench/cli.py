@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from flashvl_bench import profile_cli
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.replace(",", " ").split() if word)
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--least", type=float, default=0.05, help="the least change to tell (default: 0.05)"
     )
     compare.add_argument("--markdown", metavar="FILE", help="write a pull request's summary here")
+    profile_cli.arguments(commands)
     return parser
 
 
@@ -144,6 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 if a result was wrong."""
     parser = _parser()
     options = parser.parse_args(argv)
+    if hasattr(options, "run"):
+        return int(options.run(options))
     if options.command == "compare":
         from flashvl_bench import compare
 

@@ -1,7 +1,10 @@
 """The result files: JSON, versioned, and refused with a reason where they are not what they say.
 
 `SHAPES` describes each kind of file. A dict in it is an object with exactly these keys, a list a
-list of one shape, a `Free` an object with free keys, a type itself; a union is either.
+list of one shape, a `Free` an object with free keys, a `Maybe` null or its shape, a type itself; a
+union is either. Beyond shapes, what a reader would stumble over is refused: a state that is none, a
+time where there is no right result, a median that is not that of its times, a number no machine
+reaches, a profile whose rows do not add up, a key that is there twice.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -29,6 +33,13 @@ class Free:
     values: Any
 
 
+@dataclass(frozen=True)
+class Maybe:
+    """Null, or a value of one shape."""
+
+    shape: Any
+
+
 _MACHINE = {
     "cpu": str, "cores": int, "threads": int, "cache_bytes": int, "memory_bytes": int,
     "system": str, "python": str, "torch": str, "flashvl": str, "cpu_level": str,
@@ -40,6 +51,16 @@ _CEILINGS = {
 }  # fmt: skip
 _HEAD = {"schema": str, "version": int, "machine": _MACHINE}
 _TIME = float | None
+STATUSES = {
+    "rows": ("ok", "falls back", "wrong", "fails"),
+    "parts": ("ok", "wrong"),
+    "peers": ("ok", "absent"),
+    "memory": ("ok", "fails"),
+    "loading": ("ok", "fails"),
+}
+LARGEST_NUMBER = 1e24  # FLOPs, bytes and rates stay below; a larger one breaks arithmetic on floats
+LONGEST_TEXT = 20_000  # a compiler's error in a `reason` is the longest there is
+ADDS_UP = 0.05  # the rows of a profile and its wall time differ by less
 
 SHAPES: dict[str, dict[str, Any]] = {
     "flashvl-bench/ops": {
@@ -98,32 +119,74 @@ SHAPES: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "flashvl-bench/profile": {
+        **_HEAD,
+        "settings": {
+            "config": str, "image": str, "question": str, "tokens": int, "dtype": str,
+            "weights": str, "backend": str, "device": str, "repeats": int, "layers": int | None,
+            "nvtx": bool,
+        },
+        "ceilings": Maybe(_CEILINGS),
+        "walls": {"recorded": float, "op_by_op": float, "usual": float},
+        "rows": [
+            {
+                "where": str, "op": str, "shape": str, "dtype": str, "backend": str, "kernel": str,
+                "calls": int, "seconds": float, "bytes_read": int, "bytes_written": int,
+                "flops": int, "fraction": _TIME, "bound": str,
+            }
+        ],
+    },
 }  # fmt: skip
 
 
 def validate(document: Any) -> None:
     """Raise SchemaError unless `document` is a result file of this version."""
-    if not isinstance(document, dict) or document.get("schema") not in SHAPES:
+    kind = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(kind, str) or kind not in SHAPES:
         raise SchemaError(f"not a result file: its schema is none of {', '.join(sorted(SHAPES))}")
     version = document.get("version")
     if version != VERSION:
         raise SchemaError(
-            f"version is {version!r}; this flashvl-bench reads version {VERSION}: measure again"
+            f"version is {version!r:.60}; this flashvl-bench reads version {VERSION}: measure again"
         )
-    _check(document, SHAPES[document["schema"]], "file")
-    rows = "rows" if "rows" in document else "parts"
-    for i, row in enumerate(document[rows]):
-        _check_times(row, f"file.{rows}[{i}]")
-        for j, peer in enumerate(row.get("peers", [])):
-            _check_times(peer, f"file.{rows}[{i}].peers[{j}]")
+    _check(document, SHAPES[kind], "file")
+    if kind == "flashvl-bench/profile":
+        _check_sum(document)
+        return
+    for name in STATUSES.keys() & document.keys():
+        for i, row in enumerate(document[name]):
+            _check_row(row, name, f"file.{name}[{i}]")
+            for j, peer in enumerate(row.get("peers", [])):
+                _check_row(peer, "peers", f"file.{name}[{i}].peers[{j}]")
 
 
-def _check_times(row: dict[str, Any], place: str) -> None:
-    """Times stand where the status is ok, and nowhere else."""
+def _check_row(row: dict[str, Any], kind: str, place: str) -> None:
+    """The status is a known one; times stand where it is ok, and nowhere else."""
+    if row["status"] not in STATUSES[kind]:
+        known = ", ".join(STATUSES[kind])
+        raise SchemaError(f"{place}.status is {row['status']!r:.60}; needs one of {known}")
+    for name, value in row.items():
+        if isinstance(value, int | float) and value < 0:
+            raise SchemaError(f"{place}.{name} is {value!r:.60}; needs at least 0")
+    if "seconds" not in row:
+        return
     if row["status"] != "ok" and (row["seconds"] or row["median"] is not None):
         raise SchemaError(f"{place} has a time, but its status is {row['status']!r}")
     if row["status"] == "ok" and (not row["seconds"] or min(row["seconds"]) <= 0):
         raise SchemaError(f"{place}.seconds has no time above 0, but its status is 'ok'")
+    for name, times in (("median", "seconds"), ("plain_median", "plain_seconds")):
+        if row["status"] == "ok" and row.get(times):
+            told, median = row[name], statistics.median(row[times])
+            if told is None or not math.isclose(told, median, rel_tol=1e-6):
+                raise SchemaError(f"{place}.{name} is {told!r:.60}; its times say {median}")
+
+
+def _check_sum(document: dict[str, Any]) -> None:
+    """The rows of a profile add up to the time of the answer they are of."""
+    total = sum(row["seconds"] for row in document["rows"])
+    wall = document["walls"]["recorded"]
+    if wall <= 0 or abs(total / wall - 1) > ADDS_UP:
+        raise SchemaError(f"file.rows add up to {total} s, but file.walls.recorded is {wall} s")
 
 
 def write(document: dict[str, Any], path: str | Path) -> None:
@@ -138,11 +201,13 @@ def write(document: dict[str, Any], path: str | Path) -> None:
 def read(path: str | Path) -> dict[str, Any]:
     """The result file at `path`. SchemaError says what is wrong with it."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise SchemaError(f"{path} is no regular file")
         size = os.path.getsize(path)
         if size > LARGEST_FILE:
             raise SchemaError(f"{path} has {size} bytes; a result file has at most {LARGEST_FILE}")
         text = Path(path).read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_no_constant)
+        document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except OSError as error:
         raise SchemaError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -160,8 +225,20 @@ def _no_constant(name: str) -> float:
     raise SchemaError(f"holds {name}, which no measurement gives")
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise SchemaError(f"has the key {twice!r:.60} twice in one object")
+    return found
+
+
 def _check(value: Any, shape: Any, place: str) -> None:
-    if isinstance(shape, dict | Free):
+    if isinstance(shape, Maybe):
+        if value is not None:
+            _check(value, shape.shape, place)
+    elif isinstance(shape, dict | Free):
         if not isinstance(value, dict):
             raise SchemaError(f"{place} is a {type(value).__name__}; needs an object")
         wanted = dict.fromkeys(value, shape.values) if isinstance(shape, Free) else shape
@@ -184,6 +261,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, each) for each in kind.__args__)
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+    if kind in (int, float) and isinstance(value, int | float):
+        # Comparison first: the conversion of an integer of 400 digits overflows.
+        small = -LARGEST_NUMBER < value < LARGEST_NUMBER
+        return small and (kind is float or isinstance(value, int))
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return False
     return isinstance(value, kind)
