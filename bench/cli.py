@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from flashvl_bench import profile_cli
+from flashvl_bench import profile_cli, report_html_cli
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--markdown", metavar="FILE", help="write a pull request's summary here")
     profile_cli.arguments(commands)
+    report_html_cli.arguments(commands)
     return parser
 
 

@@ -14,16 +14,18 @@ from flashvl_bench.profile_trace import Stack
 from flashvl_bench.report import duration
 
 WIDTH, ROW, TOP, MARGIN = 1200, 26, 58, 12
-CHARACTER = 6.6  # px of a letter at 12 px, about
+CHARACTER = 7.2  # px of a letter at 12 px, about
 NARROWEST = 0.5  # px: what is thinner is not drawn; its parent shows its time
 
 STYLE = """
-svg { background: #fff; font: 12px system-ui, sans-serif; }
-text { fill: #1f2328; } .faint { fill: #59636e; } .title { font-size: 15px; font-weight: 600; }
-.stage { fill: #d9dee3; } .op { fill: #f3a469; } .shape { fill: #f9cfae; } rect { stroke: #fff; }
+.flame { background: #fff; font: 12px system-ui, sans-serif; }
+.flame text { fill: #1f2328; } .flame .faint { fill: #59636e; }
+.flame .title { font-size: 15px; font-weight: 600; } .flame rect { stroke: #fff; }
+.flame .stage { fill: #d9dee3; } .flame .op { fill: #f3a469; } .flame .shape { fill: #f9cfae; }
 @media (prefers-color-scheme: dark) {
-svg { background: #0d1117; } text { fill: #e6edf3; } .faint { fill: #9198a1; }
-.stage { fill: #30363d; } .op { fill: #a8561b; } .shape { fill: #6f3d19; } rect { stroke: #0d1117; }
+.flame { background: #0d1117; } .flame text { fill: #e6edf3; } .flame .faint { fill: #9198a1; }
+.flame .stage { fill: #30363d; } .flame .op { fill: #a8561b; } .flame .shape { fill: #6f3d19; }
+.flame rect { stroke: #0d1117; }
 }
 """
 
@@ -60,7 +62,7 @@ def svg(paths: dict[Stack, float], ops: frozenset[str], title: str) -> str:
         f"orange is spent in ops, grey outside of them</text>"
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="flame" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img" aria-label="{escape(title)}">'
         f'<style>{STYLE}</style><text class="title" x="{MARGIN}" y="24">{escape(title)}</text>'
         f"{legend}{''.join(parts)}</svg>\n"
