@@ -24,6 +24,7 @@ from flashvl_bench.report_html_data import (
     ReportError,
     devices,
     dtypes,
+    figure,
     ladders,
     middle,
     numerics,
@@ -32,10 +33,22 @@ from flashvl_bench.report_html_data import (
     timed,
 )
 from flashvl_bench.report_html_markdown import html as from_markdown
+from flashvl_bench.report_html_markdown import inline
 from flashvl_bench.report_html_speed import picture, speed_page
 
 TITLE = "flashvl-kernels: how far each kernel is from the hardware's limit"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+SHORT = {
+    "Distance to the ceiling": "Distance",
+    "Roofline": "Roofline",
+    "Speed of each case": "Speed",
+    "The model beside its peers": "Model",
+    "Where an answer's time goes": "Profile",
+    "Machine and ceilings": "Machine",
+}
+"""What the sections are called in the navigation."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +58,18 @@ class Cell:
     html: str
     value: float | str = ""
     kind: str = ""
+    columns: int = 1
 
     def __str__(self) -> str:
         kind = f' class="{self.kind}"' if self.kind else ""
+        kind += f' colspan="{self.columns}"' if self.columns > 1 else ""
         return f'<td{kind} data-v="{escape(str(self.value))}">{self.html}</td>'
 
 
 def word(text: str) -> Cell:
-    """Text as it is."""
-    return Cell(escape(text), text)
+    """Text as it is; where the column is too narrow, all of it when pointed at."""
+    shown = escape(text)
+    return Cell(f'<span title="{shown}">{shown}</span>' if len(text) > 28 else shown, text)
 
 
 def number(shown: str, value: float | None) -> Cell:
@@ -96,8 +112,8 @@ def table(name: str, heads: Sequence[str], rows: Iterable[Sequence[Cell]], find:
 def speed(document: Document, name: str) -> str:
     """The table of all cases; one without a time says why."""
     heads = (
-        "op", "sample", "dtype", "backend", ">median", ">quartiles apart", ">GB/s", ">GFLOP/s",
-        ">of the ceiling", ">plain PyTorch", ">speed-up",
+        "op", "sample", "dtype", "backend", ">median", ">± IQR", ">GB/s", ">GFLOP/s",
+        ">of the ceiling", ">plain", ">speed-up",
     )  # fmt: skip
     return table(name, heads, map(_speed_row, document["rows"]), "find an op, a sample, a dtype")
 
@@ -107,14 +123,14 @@ def _speed_row(row: dict[str, Any]) -> list[Cell]:
     start.append(word(row["backend"] or row["asked"]))
     if row["status"] != "ok":
         reason = escape(f"{row['status']}: {row['reason']}")
-        return [*start, Cell(f'{reason}</td><td colspan="6">', "", "why")]
+        return [*start, Cell(reason, "", "why", 7)]
     ratio = row["plain_median"] / row["median"]
     return [
         *start,
         number(duration(row["median"]), row["median"]),
         number(duration(row["iqr"] or 0.0), row["iqr"]),
-        number(f"{row['bytes_per_second'] / 1e9:.3g}", row["bytes_per_second"]),
-        number(f"{row['flops_per_second'] / 1e9:.3g}", row["flops_per_second"]),
+        number(figure(row["bytes_per_second"] / 1e9), row["bytes_per_second"]),
+        number(figure(row["flops_per_second"] / 1e9), row["flops_per_second"]),
         share(row["fraction"], row["bound"]),
         number(duration(row["plain_median"]), row["plain_median"]),
         number(f"{ratio:.2f}x", ratio),
@@ -148,7 +164,8 @@ def charts(document: Document, draw: Any, words: str) -> str:
 def model_part(document: Document) -> str:
     """Each part of the model in each weight format beside its peers, as bars of time."""
     groups = []
-    for row in document["parts"]:
+    order = list(dict.fromkeys(row["part"] for row in document["parts"]))
+    for row in sorted(document["parts"], key=lambda row: order.index(row["part"])):
         sides = [("ours", row["median"], row["status"], row["reason"])]
         sides += [(p["name"], p["median"], p["status"], p["reason"]) for p in row["peers"]]
         longest = max((seconds for _, seconds, _, _ in sides if seconds), default=1.0)
@@ -206,9 +223,15 @@ def profile_part(document: Document, name: str) -> str:
 
 def machine_part(device: Device) -> str:
     """The facts of the machine and the ceilings measured on it."""
-    facts = "".join(
-        f"<tr><th scope=row>{escape(name.replace('_', ' '))}</th><td>{escape(str(value))}</td></tr>"
+    shown_facts = {
+        name.replace("_bytes", "").replace("_", " "): (
+            f"{value / 2**20:,.0f} MiB" if name.endswith("_bytes") else str(value)
+        )
         for name, value in device.machine.items()
+    }
+    facts = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in shown_facts.items()
     )
     document = next((d for d in device.documents if d["ceilings"]), None)
     shown = ""
@@ -310,7 +333,7 @@ def page(found: Sequence[Device], docs: Path) -> str:
             tag = "h3" if several else "h2"
             parts.append(f'<section id="{anchor}"><{tag}>{title}</{tag}>{body}</section>')
             if i == 1:
-                anchors.append((anchor, title))
+                anchors.append((anchor, SHORT[title]))
     exact, pages = numerics(docs), ladders(docs)
     if exact:
         note = (
@@ -321,21 +344,21 @@ def page(found: Sequence[Device], docs: Path) -> str:
         anchors.append(("exact", "Numerics"))
     if pages:
         body = "".join(
-            f"<details><summary>{escape(title)}</summary>{from_markdown(text)}</details>"
+            f"<details><summary>{inline(title)}</summary>{from_markdown(text)}</details>"
             for title, text in pages
         )
         note = "<p>What each step gave, from a kernel's first version to the one that is here.</p>"
         parts.append(f'<section id="ladders"><h2>Ladders</h2>{note}{body}</section>')
         anchors.append(("ladders", "Ladders"))
     links = "".join(f'<li><a href="#{a}">{escape(t)}</a></li>' for a, t in anchors)
-    newest = max(device.machine["date"] for device in found)
+    newest = max(device.machine["date"] for device in found)[:16].replace("T", " ")
     lead = "; ".join(device.name for device in found)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<style>{report_html_style.CSS}</style></head><body>"
-        f"<header><h1>{TITLE}</h1><p class=lead>{escape(lead)}. Measured {escape(newest)}.</p>"
+        f"<header><h1>{TITLE}</h1><p class=lead>{escape(lead)}. Measured {escape(newest)} UTC.</p>"
         f"</header><nav><ul>{links}</ul></nav><main>{''.join(parts)}</main>"
         f"<footer>Written by <code>flashvl-bench report</code>. Figures of one device compare "
         f"within one run only; how they are measured is in docs/benchmarking.md.</footer>"

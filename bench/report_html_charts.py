@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import product
 from typing import Any
 
 from flashvl_bench.ceilings import LOOPS, Ceilings
@@ -19,7 +20,7 @@ from flashvl_bench.report_html_data import Document, middle, plain_fraction, qua
 
 WIDTH, HEIGHT = 420, 350
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 16, 40
-LETTER = 5.4  # px of a letter at 10 px, about
+LETTER = 6.0  # px of a letter at 10 px, about
 
 STYLE = """
 .chart { font: 10px system-ui, sans-serif; }
@@ -30,6 +31,7 @@ STYLE = """
 .chart .roof { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 .chart .ours { fill: var(--accent); stroke: var(--ground); stroke-width: 1; }
 .chart .plain { fill: var(--ground); stroke: var(--plain); stroke-width: 1.5; }
+.chart .lead { stroke: var(--ink); stroke-width: 0.7; }
 .chart .gain { stroke: var(--plain); stroke-width: 1; opacity: 0.6; }
 .chart .value { fill: var(--accent-ink); font-weight: 600; }
 .chart .head { font-size: 12px; font-weight: 600; }
@@ -162,6 +164,11 @@ class _Scale:
         return [10.0**power for power in range(first, math.floor(last) + 1)]
 
 
+REACH = (5.0, 16.0, 28.0, 42.0, 58.0, 76.0, 96.0)
+DIRECTIONS = ((1.0, 0.0), (-1.0, 0.0), (0.75, 0.65), (-0.75, -0.65), (0.0, 1.0), (0.75, -0.65),
+              (-0.75, 0.65), (0.0, -1.0))  # fmt: skip
+
+
 @dataclass
 class _Labels:
     """Texts that keep out of each other's way."""
@@ -171,12 +178,22 @@ class _Labels:
     def place(self, text: str, x: float, y: float) -> str:
         """Beside (x, y) where there is room, else nothing."""
         wide = LETTER * len(text)
-        for dx, dy in ((7, 3), (-7 - wide, 3), (-wide / 2, -8), (-wide / 2, 15)):
-            box = (x + dx, y + dy - 9, x + dx + wide, y + dy + 2)
-            inside = box[0] > LEFT and box[2] < WIDTH and TOP < box[1] < HEIGHT - BOTTOM - 12
-            if inside and not any(_overlap(box, other) for other in self.taken):
-                self.taken.append(box)
-                return f'<text x="{x + dx:.1f}" y="{y + dy:.1f}">{escape(text)}</text>'
+        for far, (right, down) in product(REACH, DIRECTIONS):
+            end = x + right * far, y + down * far  # of the line that leads to the text
+            left = end[0] + (3 if right > 0 else -wide - 3 if right < 0 else -wide / 2)
+            base = end[1] + 3.5 + 6 * down
+            box = (left - 1, base - 9, left + wide + 1, base + 2)
+            inside = box[0] > LEFT and box[2] < WIDTH - RIGHT and box[1] > TOP
+            inside = inside and box[3] < HEIGHT - BOTTOM - 2
+            if not inside or any(_overlap(box, other) for other in self.taken):
+                continue
+            self.taken.append(box)
+            lead = (
+                f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{end[0]:.1f}" '
+                f'y2="{end[1]:.1f}"/>'
+            )
+            word = f'<text x="{left:.1f}" y="{base:.1f}">{escape(text)}</text>'
+            return (lead if far > REACH[0] else "") + word
         return ""
 
     def keep_clear(self, x: float, y: float, radius: float = 4.5) -> None:
@@ -212,7 +229,11 @@ def roofline(document: Document, dtype: str) -> tuple[str, int, int]:
     )
     labels = _Labels()
     parts += _roof_labels(x, y, top, dtype, labels)
+    for step in range(61):  # along the slope
+        at = x.low * (corner / x.low) ** (step / 60)
+        labels.keep_clear(x(at), y(max(at * bandwidth / 1e9, y.low)), 2)
     for (at, rate, row), other in zip(points, plain, strict=True):
+        labels.keep_clear(x(at), y(other), 4)
         parts.append(
             f'<line class="gain" x1="{x(at):.1f}" y1="{y(other):.1f}" x2="{x(at):.1f}" '
             f'y2="{y(rate):.1f}"/>'
@@ -269,7 +290,7 @@ def _roof_labels(x: _Scale, y: _Scale, top: Ceilings, dtype: str, labels: _Label
     source = f" ({next(iter(loops))})" if loops else " (torch GEMM)"
     flat = f"{quantity(peak, 'FLOP/s')}{source}"
     at = (WIDTH - RIGHT - 2, y(peak / 1e9) - 6)
-    labels.taken.append((at[0] - LETTER * len(flat), at[1] - 9, at[0], at[1] + 8))
+    labels.taken.append((at[0] - LETTER * len(flat) - 6, at[1] - 14, WIDTH, at[1] + 9))
     # Along the slope, at the place a third of the way up.
     here = x.low * (peak / bandwidth / x.low) ** 0.45
     slope = (x(here), y(max(here * bandwidth / 1e9, y.low)))
@@ -280,6 +301,14 @@ def _roof_labels(x: _Scale, y: _Scale, top: Ceilings, dtype: str, labels: _Label
         )
     )
     text = quantity(bandwidth, "B/s")
+    for step in range(-5, 6):  # the box of a text that is turned, in pieces
+        away = LETTER * len(text) * step / 10
+        turned = math.radians(steep)
+        labels.keep_clear(
+            slope[0] + away * math.cos(turned) + 8 * math.sin(turned),
+            slope[1] + away * math.sin(turned) - 8 * math.cos(turned),
+            8,
+        )
     return [
         f'<text x="{at[0]}" y="{at[1]:.1f}" text-anchor="end">{flat}</text>',
         f'<text transform="translate({slope[0]:.1f} {slope[1]:.1f}) rotate({steep:.1f})" y="-5" '

@@ -124,6 +124,11 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}"
 
 
+def figure(value: float) -> str:
+    """Three digits, or all those before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def middle(values: Iterable[float]) -> float:
     """The median; 0 of nothing."""
     ordered = sorted(values)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flashvl_bench import report_html_charts
 from flashvl_bench.report import duration
-from flashvl_bench.report_html_data import Device, ReportError, dtypes, quantity, timed
+from flashvl_bench.report_html_data import Device, ReportError, dtypes, figure, quantity, timed
 
 GAP = 28  # px between two drawings
 
@@ -66,8 +66,8 @@ def _speed_line(row: dict[str, Any]) -> str:
         row["dtype"],
         row["backend"],
         duration(row["median"]),
-        f"{row['bytes_per_second'] / 1e9:.3g}",
-        f"{row['flops_per_second'] / 1e9:.3g}",
+        figure(row["bytes_per_second"] / 1e9),
+        figure(row["flops_per_second"] / 1e9),
         f"{row['fraction']:.0%} {row['bound']}",
         duration(row["plain_median"]),
         f"{row['plain_median'] / row['median']:.2f}x",

@@ -13,7 +13,7 @@ CSS = (
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main, header, nav ul { max-width: 1080px; margin: 0 auto; padding: 0 20px; }
+main, header, nav ul { max-width: 1160px; margin: 0 auto; padding: 0 20px; }
 header { padding-top: 36px; padding-bottom: 12px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 20px; margin: 52px 0 6px; letter-spacing: -0.01em; }
@@ -48,12 +48,13 @@ figure { margin: 0; }
 .scroll { overflow-x: auto; } .scroll svg { min-width: 760px; width: 100%; height: auto; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; margin: 10px 0 16px; }
 .wide.tall { max-height: 70vh; overflow-y: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px;
+table { border-collapse: collapse; width: 100%; font-size: 13px;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px; text-align: left; white-space: nowrap;
+th, td { padding: 5px 9px; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--grid); }
-tr:last-child td { border-bottom: 0; }
+tr:last-child > * { border-bottom: 0; }
 thead th { position: sticky; top: 0; background: var(--panel); font-weight: 600; z-index: 1; }
+.data td:nth-child(2) { max-width: 230px; overflow: hidden; text-overflow: ellipsis; }
 .data td:first-child { position: sticky; left: 0; background: var(--ground); }
 .data th:first-child { left: 0; z-index: 2; }
 td.n, th.n { text-align: right; }
@@ -65,7 +66,7 @@ th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
 .find { width: 100%; max-width: 340px; padding: 8px 12px; font: inherit; font-size: 14px;
   color: inherit; background: var(--ground); border: 1px solid var(--line); border-radius: 8px; }
-.bar { display: inline-block; width: 64px; height: 8px; border-radius: 4px; vertical-align: 1px;
+.bar { display: inline-block; width: 40px; height: 8px; border-radius: 4px; vertical-align: 1px;
   background: var(--grid); margin-left: 8px; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }
 .sides { display: grid; grid-template-columns: minmax(90px, max-content) 1fr max-content;
@@ -78,13 +79,13 @@ th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
 details { border: 1px solid var(--line); border-radius: 10px; padding: 0 16px; margin: 10px 0; }
 summary { cursor: pointer; padding: 11px 0; font-weight: 600; }
 details[open] { padding-bottom: 10px; }
-footer { max-width: 1080px; margin: 56px auto 40px; padding: 0 20px; color: var(--faint);
+footer { max-width: 1160px; margin: 56px auto 40px; padding: 0 20px; color: var(--faint);
   font-size: 13px; }
 @media (max-width: 640px) {
   main, header, nav ul, footer { padding-left: 14px; padding-right: 14px; }
   h1 { font-size: 23px; } h2 { margin-top: 40px; }
   .facts { grid-template-columns: 1fr 1fr; }
-  th, td { padding: 6px 9px; }
+  th, td { padding: 6px 9px; } .data td:nth-child(2) { max-width: 130px; }
 }
 @media print { nav, .find { display: none; } .wide.tall { max-height: none; } }
 """
