@@ -272,6 +272,12 @@ def _channels_apart(m: Maker) -> Call:
     return _with(made, cache=(k, v))
 
 
+def _far_cache(m: Maker) -> Call:
+    """The second sequence of the keys lies past element 2^31."""
+    made = _cached(m, (2, 1, 16), [3, 9, -1, 15])
+    return _with(made, cache=(m.far(2, 1, 8, 16), m.normal(2, 1, 8, 16)))
+
+
 def _refused(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
     return Sample(name, make, "hostile", error)
 
@@ -390,6 +396,7 @@ SAMPLES_CACHED = (
     Sample("views of a cache", _cache_views, "strided"),
     Sample("channels with a gap", _channels_apart, "strided"),
     Sample("no rows", lambda m: _cached(m, (2, 1, 8), []), "zero"),
+    Sample("sequences past 2^31", _far_cache, "far"),
     Sample("no capacity", lambda m: _cached(m, (2, 1, 8), [-1, -1], (1, 0)), "zero"),
     _refused(
         "slot past the cache",
@@ -462,7 +469,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("rope_qkv")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": SUPPORTS_ALL,
+        "triton": triton.supports("rope_qkv"),
+    },
     keep=("cos", "sin"),
 )
 
@@ -476,7 +487,11 @@ SPEC_CACHED = OpSpec(
     fake=fake_cached,
     cost=cost_cached,
     samples=SAMPLES_CACHED,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("rope_qkv_cached")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": SUPPORTS_ALL,
+        "triton": triton.supports("rope_qkv_cached"),
+    },
     differentiable=False,
     mutates=True,
     keep=("qkv", "cos", "sin", "k_cache", "v_cache"),

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashvl_kernels.cuda import merge_image_tokens, row_blocks, stitch_tiles
+from flashvl_kernels.cuda import (
+    merge_image_tokens,
+    rope_qkv,
+    rope_qkv_cached,
+    row_blocks,
+    stitch_tiles,
+)
 from flashvl_kernels.cuda.device import A100, B200, DEVICES, H100, L4, RTX_4090, Device
 from flashvl_kernels.cuda.row_blocks import RowBlocks, Word
 from flashvl_kernels.tiles import TileGrid
@@ -104,3 +110,67 @@ def test_a_merge_reads_rows_and_ids_where_they_lie() -> None:
     assert launch.kernel.expression == "merge_image_tokens_kernel<float, 1>"
     assert (launch.arguments.columns, launch.arguments.image_stride) == (8, 10)
     assert launch.arguments.ids_stride == 2
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+def test_a_warp_rotates_a_row_of_qwen2(device: Device) -> None:
+    """16 heads in fours of 8 vectors are 32 threads; a decode step is one warp."""
+    assert rope_qkv.plan(1, 16, 8, device) == (1, 32)
+    assert rope_qkv.plan(4096, 16, 8, device) == (512, 256)
+
+
+@pytest.mark.parametrize(
+    ("device", "found"),
+    [
+        (H100, (150, 64)),
+        (A100, (150, 64)),
+        (L4, (75, 128)),
+        (RTX_4090, (150, 64)),
+        (B200, (150, 64)),
+    ],
+)
+def test_a_prompt_is_rotated_by_all_multiprocessors(device: Device, found: tuple[int, int]) -> None:
+    assert rope_qkv.plan(300, 16, 8, device) == found
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+@pytest.mark.parametrize("rows", [1, 33, 10**6])
+@pytest.mark.parametrize(("heads", "vectors"), [(3, 1), (16, 8), (9, 5), (48, 64)])
+def test_every_head_is_rotated(device: Device, rows: int, heads: int, vectors: int) -> None:
+    grid, threads = rope_qkv.plan(rows, heads, vectors, device)
+    units = rows * -(-heads // rope_qkv.HEADS) * vectors
+    assert grid * threads >= units > (grid - 1) * threads
+    assert threads % 32 == 0
+
+
+def test_keys_and_values_are_a_cache_of_one_sequence() -> None:
+    tables = torch.zeros(9, 32), torch.zeros(9, 32)
+    qkv = torch.zeros(5, 6 * 64, dtype=torch.bfloat16)
+    (launch,) = rope_qkv.prepare((qkv, *tables, None, 2, 2), H100).launches
+    assert launch.kernel.expression == "rope_qkv_kernel<BF16, 8>"
+    k = launch.arguments.k
+    assert (k.head, k.token, k.channel) == (64, 128, 1)
+    assert (launch.arguments.capacity, launch.arguments.slot_count) == (5, 5)
+    assert not launch.arguments.positions and not launch.arguments.slots
+
+
+def test_channels_apart_in_the_cache_take_single_elements() -> None:
+    tables = torch.zeros(9, 32), torch.zeros(9, 32)
+    qkv = torch.zeros(5, 6 * 64, dtype=torch.bfloat16)
+    wide = torch.zeros(2, 2, 8, 128, dtype=torch.bfloat16)
+    slots = torch.arange(5)
+    for cache, name in [(wide[..., :64], "BF16, 8"), (wide[..., ::2], "BF16, 1")]:
+        flat = (qkv, *tables, None, 2, 2, cache, cache, slots)
+        (launch,) = rope_qkv_cached.prepare(flat, H100).launches
+        assert launch.kernel.expression == f"rope_qkv_kernel<{name}>"
+        assert launch.arguments.slot_count == 16
+
+
+def test_tables_are_read_where_they_lie() -> None:
+    """By vectors where each row of channels is aligned; two elements apart, one by one."""
+    table = torch.zeros(9, 64)
+    for each, vectors in [(table, 1), (table[:, ::2], 0), (table[:, 1:33], 0), (table[::2], 1)]:
+        found = rope_qkv._table(each)
+        assert (found.wide, found.narrow) == (each.data_ptr(), None)
+        assert (found.row, found.channel, found.vectors) == (*each.stride(), vectors)
+    assert rope_qkv._table(table.half()).narrow is not None

@@ -31,6 +31,7 @@ def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault
 
 
 STITCH, MERGE = "stitch_tiles", "merge_image_tokens"
+ROPE, CACHED = "rope_qkv", "rope_qkv_cached"
 
 FAULTS: dict[str, Fault] = {
     "an odd overlap cut one too early": fault(
@@ -67,7 +68,7 @@ FAULTS: dict[str, Fault] = {
         STITCH, "canvas_sources.cuh",
         "tile * canvas.tile_stride + token",
         "static_cast<int32_t>(tile * canvas.tile_stride) + token",
-        "global_out_of_bounds", sample(STITCH, "third tile past 2^31", torch.float32),
+        "output", sample(STITCH, "third tile past 2^31", torch.float32),
     ),
     "no barrier before the warps' counts are read": fault(
         MERGE, "two rows, three images", "merge_image_tokens.cuh",
@@ -101,8 +102,44 @@ FAULTS: dict[str, Fault] = {
     ),
     "an embedding's offset of 32 bits": Fault(
         MERGE, "rows.cuh", "return row * inner_stride;",
-        "return static_cast<int32_t>(row * inner_stride);", "global_out_of_bounds",
+        "return static_cast<int32_t>(row * inner_stride);", "output",
         sample(MERGE, "third row past 2^31", torch.float32),
+    ),
+    "a sine of the wrong sign": fault(
+        ROPE, "Qwen2 heads", "rope_qkv.cuh", "-(right * sine[i])", "right * sine[i]", "output"
+    ),
+    "values rotated too": fault(
+        ROPE, "Qwen2 heads", "rope_qkv.cuh",
+        "head < args.heads + args.kv_heads)", "head < args.heads + 2 * args.kv_heads)", "output",
+    ),
+    "lanes that swap what they need themselves": fault(
+        ROPE, "rows are positions", "rope_qkv.cuh", "odd ? a[i] : b[i]", "odd ? b[i] : a[i]",
+        "output",
+    ),
+    "lanes paired over an odd number of vectors": fault(
+        ROPE, "head dim 80, one position", "rope_qkv.cuh", "vectors % 2 == 0", "true", "output"
+    ),
+    "a lane that leaves before the swap": fault(
+        ROPE, "Qwen2 heads", "rope_qkv.cuh",
+        "const bool inside = row < args.rows;",
+        "const bool inside = true;\n  if (lane() == 5) return;", "divergent_collective",
+    ),
+    "a row's offset of 32 bits": fault(
+        ROPE, "third row past 2^31", "rope_qkv.cuh",
+        "args.qkv + row * args.qkv_row", "args.qkv + static_cast<int32_t>(row * args.qkv_row)",
+        "output",
+    ),
+    "a slot of -1 as an address": fault(
+        CACHED, "two sequences, padding skipped", "rope_qkv.cuh",
+        "slot >= 0 && slot <", "slot <", "output",
+    ),
+    "the capacity of a sequence forgotten": fault(
+        CACHED, "two sequences, padding skipped", "rope_qkv.cuh",
+        "sequence = slot / args.capacity", "sequence = 0 * args.capacity", "output",
+    ),
+    "a sequence's offset of 32 bits": fault(
+        CACHED, "sequences past 2^31", "rope_qkv.cuh",
+        "sequence * to.sequence", "static_cast<int32_t>(sequence * to.sequence)", "output",
     ),
 }  # fmt: skip
 
