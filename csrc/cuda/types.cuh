@@ -42,6 +42,15 @@ __device__ __forceinline__ float round_to(float value) {
   return to_float(from_float<T>(value));
 }
 
+// The same bits as another type; registers only.
+template <class To, class From>
+__device__ __forceinline__ To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
 // N elements in registers, moved by one access of N * sizeof(T) bytes.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Vec {

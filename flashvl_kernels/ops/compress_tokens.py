@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from flashvl_kernels import checks, triton
 from flashvl_kernels import norm as norms
 from flashvl_kernels.compression import Compression
+from flashvl_kernels.cuda import compress_tokens as cuda_plan
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.ops.stitch_tiles import check_tiles, stitch_wide
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
@@ -313,6 +314,11 @@ _EDGE = (
         "edge",
     ),
     Sample(
+        "channels whole vectors, Unfold order",
+        lambda m: call(m.normal(2, 36, 40), _UNFOLD, _layer_norm(m, 160)),
+        "edge",
+    ),
+    Sample(
         "Unfold order of normalised, blended tokens",
         lambda m: call(
             m.normal(4, 16, 19),
@@ -561,7 +567,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=_TYPICAL + _EDGE + _LAYOUT + _HOSTILE + _BENCH,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("compress_tokens")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": cuda_plan.why_not,
+        "triton": triton.supports("compress_tokens"),
+    },
 )
 
 

@@ -1,0 +1,90 @@
+"""Mutations of the kernels around tokens: each must be seen, as a finding or as a wrong result.
+
+As test_mutations.py: a mutation is a textual patch, and one that no longer applies fails.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashvl_kernels import simt
+from flashvl_kernels.cuda import plan_module
+from flashvl_kernels.cuda.device import L4
+from flashvl_kernels.spec import REGISTRY
+from tests.simt.test_mutations import Fault, mutated
+from tests.simt.test_ops import flat_call, wrong
+
+pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+
+
+def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault:
+    """On the sample called `name`, in bf16."""
+    spec = REGISTRY[op]
+    sample = next(s for s in spec.samples if s.name == name)
+    return Fault(op, file, old, new, seen, flat_call(spec, sample, torch.bfloat16))
+
+
+COMPRESS = "compress_tokens"
+
+FAULTS = {
+    "padding read from the next row": fault(
+        COMPRESS, "Unfold order, 7 padded to 8", "compress_taps.cuh",
+        "if (row >= args.height || col >= args.width) return values;", "", "output",
+    ),
+    "the norm over the padding": fault(
+        COMPRESS, "norm first, then padding", "compress_tokens.cuh",
+        "static_cast<bool>(args.weight) && inside", "static_cast<bool>(args.weight)", "output",
+    ),
+    "rows and columns of a block swapped": fault(
+        COMPRESS, "shuffle 3, not square", "compress_taps.cuh",
+        "const int row = at.row * args.factor + part / args.factor;",
+        "const int row = at.row * args.factor + part % args.factor;", "output",
+    ),
+    "words traded with the wrong lane": fault(
+        COMPRESS, "channels whole vectors, Unfold order", "compress_tokens.cuh",
+        "if (from == other) y", "if (from == self) y", "output",
+    ),
+    "an overlap cut one too late": fault(
+        COMPRESS, "bilinear from a blended canvas", "token_canvas.cuh",
+        "position + axis.border", "position + axis.border + 1", "output",
+    ),
+    "shares of the two tiles swapped": fault(
+        COMPRESS, "85 channels, blended, RMSNorm", "token_canvas.cuh",
+        "before ? 2 * (axis.overlap - local) - 1 : 2 * local + 1",
+        "before ? 2 * local + 1 : 2 * (axis.overlap - local) - 1", "output",
+    ),
+    "bins that end one too early": fault(
+        COMPRESS, "adaptive, bins of 9x5", "compress_taps.cuh",
+        "ceil_div(wide + size, out)", "(wide + size) / out - 1", "output",
+    ),
+    "a neighbour past the canvas": fault(
+        COMPRESS, "bilinear up", "compress_taps.cuh",
+        "const int row = min(down.first + a, args.height - 1);",
+        "const int row = down.first + a;", "global_out_of_bounds",
+    ),
+    "a tile's offset of 32 bits": fault(
+        COMPRESS, "third image past 2^31", "token_canvas.cuh",
+        "return tile * canvas.tile_stride",
+        "return static_cast<int32_t>(tile * canvas.tile_stride)", "global_out_of_bounds",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_seen(name: str, tmp_path: Path) -> None:
+    planted = FAULTS[name]
+    plan = plan_module(planted.op)
+    assert plan is not None
+    spec = REGISTRY[planted.op]
+    used = [launch.kernel for launch in plan.prepare(planted.flat, L4).launches]
+    csrc = mutated(planted, tmp_path)
+    built = simt.build(f'#include "cuda/{planted.op}.cuh"', used, f"{planted.op}, {name}", csrc)
+    result = simt.call(spec, planted.flat, L4, built)
+    found = {finding.kind for finding in result.findings}
+    if planted.seen == "output":
+        assert any(text.startswith("output") for text in wrong(spec, planted.flat, result))
+    else:
+        assert planted.seen in found, f"found {found}"

@@ -1,0 +1,64 @@
+"""What the kernels around tokens move, at the widths of the models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flashvl_kernels import simt
+from flashvl_kernels.compression import Compression
+from flashvl_kernels.cuda.device import L4
+from flashvl_kernels.norm import Norm
+from flashvl_kernels.spec import REGISTRY, capture
+from flashvl_kernels.tiles import TileGrid
+from tests.simt.test_ops import normal, wrong
+
+pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+
+
+def layer(channels: int) -> Norm:
+    return Norm(normal(channels), normal(channels))
+
+
+# Arguments of compress_tokens: as the models call it, of fewer tokens.
+COMPRESS: dict[str, tuple[Any, ...]] = {
+    "SigLIP2, shuffle 2, LN": (normal(1, 64, 1152), Compression(), layer(4608)),
+    "AIMv2, shuffle 2, LN": (normal(1, 64, 1536), Compression(), layer(6144)),
+    "CLS dropped": (normal(2, 37, 1024)[:, 1:], Compression(), layer(4096)),
+    "shuffle 4, longer than registers": (normal(1, 16, 1152), Compression(factor=4)),
+    "2x2 merge, norm first": (
+        normal(1, 48, 1280), Compression(norm_first=True), layer(1280), None, (4, 12),
+    ),
+    "Unfold order, 9 padded to 10": (
+        normal(1, 81, 1152), Compression(order="channel_row_col", pad=True),
+    ),
+    "stitched, pooled, LN": (
+        normal(4, 64, 1536), Compression("adaptive", out=(7, 7)), layer(1536),
+        TileGrid(2, 2, 8, 2, "mean"),
+    ),
+    "stitched by crop, bilinear": (
+        normal(4, 49, 1152), Compression("bilinear", out=(7, 7)), None, TileGrid(2, 2, 7),
+    ),
+    "average": (normal(1, 64, 1152), Compression("average")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_compressed_tokens_are_read_once_in_whole_sectors(name: str) -> None:
+    """At most 1.05 times the bytes that must move, all in 16-byte accesses, no bank met twice."""
+    spec = REGISTRY["compress_tokens"]
+    _, flat = capture(spec.function, *COMPRESS[name])
+    result = simt.call(spec, flat, L4)
+    assert not wrong(spec, flat, result), "\n".join(wrong(spec, flat, result))
+    counters = result.counters
+    assert len(result.launches) == 1
+    assert result.bytes_from_memory <= 1.05 * spec.cost(*flat).bytes
+    assert result.sector_efficiency >= 0.95
+    assert counters["wide_accesses"] == counters["global_reads"] + counters["global_writes"]
+    assert counters["bank_conflicts"] == 0
+    # Each token is read once but where bins share it: no second pass of the norm.
+    if flat[4] == "shuffle" and "longer" not in name:
+        x = flat[0]
+        norm = 0 if flat[1] is None else 2 * spec.fake(*flat).nbytes
+        assert counters["global_read_bytes"] == x.numel() * x.element_size() + norm
