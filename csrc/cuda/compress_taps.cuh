@@ -12,8 +12,8 @@ enum class Pooling : int { none, average, adaptive, bilinear };
 // four lanes; in Unfold's order, written one by one.
 constexpr int kInOrder = 0, kInterleaved = 1, kScattered = 2;
 
-// y is [rows, columns] but for the order. A row is an output token, or with the norm before the
-// shuffle one of the factor^2 tokens that make up an output.
+// y is contiguous rows of `columns`, but for the order. A row is an output token, or with the norm
+// before the shuffle one of the factor^2 tokens that make up an output.
 template <class T>
 struct CompressTokensArgs {
   Global<const T> x;
@@ -21,7 +21,7 @@ struct CompressTokensArgs {
   Global<const T> bias;    // null: RMSNorm
   Global<T> y;
   TokenCanvas canvas;
-  int64_t rows, columns;
+  int64_t columns;
   int64_t rows_a_token;
   int channels;       // of x
   int factor;         // of shuffle and average

@@ -130,22 +130,20 @@ template <class T, int kVec, bool kPool>
 __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks<kPool>)
     compress_tokens_kernel(CompressTokensArgs<T> args) {
   RowSum<true> row_sum;
-  HeldRow<T, kVec, kCompressHeld<kPool>> held;
-  for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
-    const CompressedRow<T, kVec, kPool> out(args, row);
-    held.each(args.columns, [&](int h, int64_t c) { held.at[h] = out.at(c); });
-    if (!kPool && args.order == kInterleaved) {
+  HeldRow<T, kVec, kCompressHeld<kPool>> held{};
+  const CompressedRow<T, kVec, kPool> out(args, blockIdx.x);
+  held.each(args.columns, [&](int h, int64_t c) { held.at[h] = out.at(c); });
+  if (!kPool && args.order == kInterleaved) {
 #pragma unroll
-      for (int h = 0; h < kCompressHeld<kPool>; ++h) held.at[h] = interleaved(held.at[h]);
-    }
-    const auto each = [&](auto visit) {
-      held.each(args.columns, [&](int h, int64_t c) { visit(c, held.at[h]); });
-    };
-    if (out.normed) {
-      out.normalise(row_sum, [&](auto f) { return held.sum(args.columns, f); }, each);
-    } else {
-      each([&](int64_t c, const Vec<T, kVec>& v) { out.store(c, v); });
-    }
+    for (int h = 0; h < kCompressHeld<kPool>; ++h) held.at[h] = interleaved(held.at[h]);
+  }
+  const auto each = [&](auto visit) {
+    held.each(args.columns, [&](int h, int64_t c) { visit(c, held.at[h]); });
+  };
+  if (out.normed) {
+    out.normalise(row_sum, [&](auto f) { return held.sum(args.columns, f); }, each);
+  } else {
+    each([&](int64_t c, const Vec<T, kVec>& v) { out.store(c, v); });
   }
 }
 
@@ -154,27 +152,25 @@ template <class T, int kVec, bool kPool>
 __global__ void __launch_bounds__(kCompressThreads, 1)
     compress_tokens_long_kernel(CompressTokensArgs<T> args) {
   RowSum<true> row_sum;
-  for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
-    const CompressedRow<T, kVec, kPool> out(args, row);
-    const auto each = [&](auto visit) {
+  const CompressedRow<T, kVec, kPool> out(args, blockIdx.x);
+  const auto each = [&](auto visit) {
 #pragma unroll 1
-      for (int64_t c = threadIdx.x * kVec; c < args.columns; c += blockDim.x * kVec) {
-        visit(c, out.at(c));
-      }
-    };
-    const auto sum = [&](auto f) {
-      float total = 0.0f;
-      each([&](int64_t, const Vec<T, kVec>& v) {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) total += f(to_float(v[i]));
-      });
-      return total;
-    };
-    if (out.normed) {
-      out.normalise(row_sum, sum, each);
-    } else {
-      each([&](int64_t c, const Vec<T, kVec>& v) { out.store(c, v); });
+    for (int64_t c = threadIdx.x * kVec; c < args.columns; c += blockDim.x * kVec) {
+      visit(c, out.at(c));
     }
+  };
+  const auto sum = [&](auto f) {
+    float total = 0.0f;
+    each([&](int64_t, const Vec<T, kVec>& v) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) total += f(to_float(v[i]));
+    });
+    return total;
+  };
+  if (out.normed) {
+    out.normalise(row_sum, sum, each);
+  } else {
+    each([&](int64_t c, const Vec<T, kVec>& v) { out.store(c, v); });
   }
 }
 

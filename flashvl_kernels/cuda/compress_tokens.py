@@ -55,7 +55,7 @@ def plan(rows: int, columns: int, vector: int, pooled: bool) -> CompressPlan:
     vectors = ceil_div(columns, vector)
     threads = min(ceil_div(ceil_div(vectors, HELD[pooled]), WARP) * WARP, THREADS)
     held = vector > 1 and vectors <= threads * HELD[pooled]
-    return CompressPlan(vector, held, min(rows, GRID_LIMIT), threads)
+    return CompressPlan(vector, held, rows, threads)
 
 
 class CompressTokensArgs(ctypes.Structure):
@@ -64,7 +64,7 @@ class CompressTokensArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
         ("canvas", TokenCanvas),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "rows_a_token")),
+        *((name, ctypes.c_int64) for name in ("columns", "rows_a_token")),
         *(
             (name, ctypes.c_int)
             for name in (
@@ -97,11 +97,26 @@ def instances() -> list[Instance]:
 def why_not(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, norm_eps: float, *fields: Any
 ) -> str | None:
-    """Places inside an output are 32 bits."""
-    channels = Compression.from_flat(fields[:8]).channels(x.shape[2])
+    """Places inside an output are 32 bits, and each output is a block."""
+    how, (images, height, width) = Compression.from_flat(fields[:8]), _size(x, fields)
+    channels = how.channels(x.shape[2])
     if channels >= 2**31:
         return f"{channels} channels an output; the CUDA kernel takes fewer than 2^31"
+    rows = images * how.tokens(height, width) * (how.factor**2 if how.norm_first else 1)
+    if rows > GRID_LIMIT or images * height * width > GRID_LIMIT:
+        return f"{max(rows, images * height * width)} tokens; the CUDA kernel takes up to 2^31 - 1"
     return None
+
+
+def _size(x: Tensor, fields: tuple[Any, ...]) -> tuple[int, int, int]:
+    """Images, and height and width of their tokens, from the schema arguments after the norm's."""
+    height, width, rows = fields[8:11]
+    if rows != 0:
+        grid = TileGrid.from_flat(fields[10:])
+        return x.shape[0] // grid.tiles, *grid.canvas
+    if height == -1:
+        height = width = math.isqrt(x.shape[1])
+    return x.shape[0], height, width
 
 
 @dataclass(frozen=True)
@@ -117,15 +132,14 @@ class _Source:
 
 def _source(x: Tensor, fields: tuple[Any, ...]) -> _Source:
     """From the schema arguments: `fields` are those after the norm's."""
-    height, width, rows = fields[8:11]
     if x.shape[2] > 1 and x.stride(2) != 1:
         x = x.contiguous()
-    if rows != 0:
-        grid = TileGrid.from_flat(fields[10:])
-        return _Source(x, token_canvas.of(x, grid), x.shape[0] // grid.tiles, *grid.canvas)
-    if height == -1:
-        height = width = math.isqrt(x.shape[1])
-    return _Source(x, token_canvas.whole(x, height, width), x.shape[0], height, width)
+    images, height, width = _size(x, fields)
+    if fields[10] != 0:
+        canvas = token_canvas.of(x, TileGrid.from_flat(fields[10:]))
+    else:
+        canvas = token_canvas.whole(x, height, width)
+    return _Source(x, canvas, images, height, width)
 
 
 def _launch(
@@ -156,7 +170,7 @@ def _launch(
         order = INTERLEAVED if fits else SCATTERED
     arguments = CompressTokensArgs(
         address(x), address(weight), address(bias), address(y), canvas,
-        rows, columns, rows_a_token,
+        columns, rows_a_token,
         channels, factor, source.height, source.width, out_rows, out_cols, how.transpose,
         0 if shuffled else POOLINGS.index(how.kind), order, eps,
     )  # fmt: skip

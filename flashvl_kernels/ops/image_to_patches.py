@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.cuda import image_to_patches as cuda_plan
 from flashvl_kernels.spec import Cost, Maker, OpSpec, Sample, call, nbytes
 from flashvl_kernels.tiles import TileGrid
 
@@ -369,7 +370,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": _cpu_reason, "triton": triton.supports("image_to_patches")},
+    kernels={
+        "cpu": _cpu_reason,
+        "cuda": cuda_plan.why_not,
+        "triton": triton.supports("image_to_patches"),
+    },
     differentiable=False,
 )
 

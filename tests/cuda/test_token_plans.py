@@ -32,11 +32,11 @@ def test_a_pooled_token_is_a_vector_a_thread() -> None:
 
 @pytest.mark.parametrize("columns", [1, 77, 96, 4608, 6144, 6152, 18432, 10**6])
 @pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("rows", [1, 256, 2**33])
+@pytest.mark.parametrize("rows", [1, 256, 2**31 - 1])
 def test_every_compress_plan_covers_its_rows(rows: int, columns: int, pooled: bool) -> None:
     for vector in (1, 4, 8):
         found = compress_tokens.plan(rows, columns, vector, pooled)
-        assert 1 <= found.grid <= min(rows, compress_tokens.GRID_LIMIT)
+        assert found.grid == rows
         assert found.threads % 32 == 0 and found.threads <= compress_tokens.THREADS
         if found.held:
             held = found.threads * compress_tokens.HELD[pooled] * vector
