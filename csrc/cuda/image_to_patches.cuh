@@ -26,6 +26,7 @@ struct ResizeArgs {
 };
 
 // The grid is the blocks of outputs times those of lines, the outputs running fastest.
+template <int kChannels>
 __global__ void __launch_bounds__(kImageThreads) resize_kernel(ResizeArgs args) {
   const int blocks = static_cast<int>(ceil_div(args.outputs, args.outputs_at_once));
   const int begin = static_cast<int>(blockIdx.x) % blocks * args.outputs_at_once;
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kImageThreads) resize_kernel(ResizeArgs args) 
   sync_block();
   filter(args.filter, staged, begin, end, [&](int output, int line, const int (&greys)[3]) {
 #pragma unroll
-    for (int c = 0; c < 3; ++c) {
+    for (int c = 0; c < kChannels; ++c) {
       const int64_t row = static_cast<int64_t>(c) * args.outputs + output;
       args.planes.store(row * args.plane_pitch + first_line + line, static_cast<uint8_t>(greys[c]));
     }

@@ -195,7 +195,7 @@ class PatchesArgs(ctypes.Structure):
 def instances() -> list[Instance]:
     """The kernels to build."""
     patches = [Instance(f"patches_kernel<{t}>", f"PatchesArgs<{t}>") for t in TYPES.values()]
-    return [Instance("resize_kernel", "ResizeArgs"), *patches]
+    return [Instance(f"resize_kernel<{CHANNELS}>", "ResizeArgs"), *patches]
 
 
 def _pixels(image: Tensor, axis: int) -> Pixels:

@@ -256,6 +256,11 @@ SAMPLES = (
         "edge",
     ),
     Sample(
+        "reduced to one tile, in parts",
+        lambda m: call(m.image(2000, 40), TileGrid(1, 1, 2), *_CLIP, 14, m.dtype),
+        "edge",
+    ),
+    Sample(
         "wide: columns first, in bands",
         lambda m: call(m.image(150, 260), TileGrid(2, 1, 4, 1), *_CLIP, 9, m.dtype),
         "edge",

@@ -27,7 +27,7 @@ def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault
     return Fault(op, file, old, new, seen, flat_call(spec, sample, torch.bfloat16))
 
 
-COMPRESS = "compress_tokens"
+COMPRESS, IMAGE = "compress_tokens", "image_to_patches"
 
 FAULTS = {
     "padding read from the next row": fault(
@@ -69,6 +69,40 @@ FAULTS = {
         COMPRESS, "third image past 2^31", "token_canvas.cuh",
         "return tile * canvas.tile_stride",
         "return static_cast<int32_t>(tile * canvas.tile_stride)", "global_out_of_bounds",
+    ),
+    "lines filtered before they are there": fault(
+        IMAGE, "reduced to one tile", "image_to_patches.cuh",
+        "stage(args.source, staged);\n  sync_block();", "stage(args.source, staged);", "shared_race",
+    ),
+    "lines replaced while they are read": fault(
+        IMAGE, "reduced to one tile, in parts", "image_to_patches.cuh",
+        "sync_block();  // the next lines", "// the next lines", "shared_race",
+    ),
+    "rounded down": fault(
+        IMAGE, "reduced to one tile", "image_filter.cuh", "1 << (kFraction - 1);  // rounds", "0;  //",
+        "output",
+    ),
+    "not clipped": fault(
+        IMAGE, "black and white", "image_filter.cuh", "min(max(sum[c] >> kFraction, 0), 255)",
+        "(sum[c] >> kFraction) & 255", "output",
+    ),
+    "bytes past the end not filled": fault(
+        IMAGE, "reduced to one tile", "image_filter.cuh",
+        "const int outside = to.positions - inside;", "const int outside = 0;",
+        "shared_uninitialised",
+    ),
+    "vectors that leave the image": fault(
+        IMAGE, "cropped view", "image_filter.cuh", "first + at >= 0 && first + at + kBytes <= from.span",
+        "true", "global_out_of_bounds",
+    ),
+    "tiles side by side": fault(
+        IMAGE, "enlarged to overlapping tiles", "image_to_patches.cuh",
+        "number % args.cols * args.step", "number % args.cols * args.tile", "output",
+    ),
+    "elements of the block before": fault(
+        IMAGE, "patches of one pixel", "image_to_patches.cuh",
+        "if (i + k >= shift && i + k < shift + count) to.store",
+        "if (i + k < shift + count) to.store", "shared_uninitialised",
     ),
 }  # fmt: skip
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from flashvl_kernels import simt
 from flashvl_kernels.compression import Compression
+from flashvl_kernels.cuda import image_to_patches
 from flashvl_kernels.cuda.device import L4
 from flashvl_kernels.norm import Norm
-from flashvl_kernels.spec import REGISTRY, capture
+from flashvl_kernels.spec import REGISTRY, Maker, capture
 from flashvl_kernels.tiles import TileGrid
 from tests.simt.test_ops import normal, wrong
 
@@ -62,3 +64,30 @@ def test_compressed_tokens_are_read_once_in_whole_sectors(name: str) -> None:
         x = flat[0]
         norm = 0 if flat[1] is None else 2 * spec.fake(*flat).nbytes
         assert counters["global_read_bytes"] == x.numel() * x.element_size() + norm
+
+
+IMAGES = {
+    "photo, columns first": (200, 304, TileGrid(1, 1, 4), 16),
+    "overlapping tiles": (150, 208, TileGrid(1, 2, 4, 2), 14),
+    "rows of odd lengths": (150, 203, TileGrid(1, 1, 4), 16),
+    "tall, rows first": (400, 112, TileGrid(1, 1, 4), 16),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_is_read_and_patches_are_written_in_wide_accesses(name: str) -> None:
+    """Memory sees the image and the patches once, and the planes of bytes in between."""
+    spec = REGISTRY["image_to_patches"]
+    height, width, grid, patch = IMAGES[name]
+    image = Maker(torch.bfloat16).image(height, width)
+    half = [0.5, 0.5, 0.5]
+    flat = (image, *grid.flat(), half, half, patch, torch.bfloat16)
+    prepared = image_to_patches.prepare(flat, L4)
+    result = simt.run(prepared, simt.module("image_to_patches"), L4)
+    assert torch.equal(result.outputs[0], spec.reference(*flat))
+    assert not result.findings
+    extra = sum(prepared.tensors[n].nbytes for n in ("first", "weight", "last_first", "last_weight"))
+    planes = prepared.tensors["planes"].nbytes
+    needed = spec.cost(*flat).bytes + extra + 2 * planes
+    assert result.bytes_from_memory <= 1.05 * needed
+    assert result.counters["global_write_bytes"] <= result.outputs[0].nbytes + planes
