@@ -20,12 +20,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # The extension must build here: without it the tests would pass on the torch backend alone.
 export FLASHVL_REQUIRE_EXT := 1
 
-.PHONY: help setup demo test bench peers fuzz sanitize docs lint train-tiny clean
+.PHONY: help setup demo test bench speed peers fuzz sanitize docs lint train-tiny clean
 
 help:
 	@echo 'make demo        set up and ask the tiny model about the shipped images'
 	@echo 'make test        set up and run the tests'
 	@echo 'make bench       benchmarks of the ops'
+	@echo 'make speed       measure all ops and profile the tiny model for docs/speed.md; run it alone'
 	@echo 'make peers       OpenVINO and llama.cpp for flashvl-bench model, in environments of their own'
 	@echo 'make fuzz        10,000 fuzzed calls of the ops'
 	@echo 'make sanitize    the op tests under AddressSanitizer and UBSan, at every level'
@@ -71,6 +72,18 @@ sanitize: setup
 
 docs: setup
 	@$(BIN)/python -m flashvl_kernels.docs
+	@$(WRITE_SPEED)
+
+# docs/speed.md and the README's picture, from the results that lie there.
+RESULTS := docs/results
+WRITE_SPEED = if ls $(RESULTS)/*.json >/dev/null 2>&1; then $(BIN)/flashvl-bench report \
+  $(RESULTS)/*.json --speed docs/speed.md --picture docs/speed.svg; fi
+
+speed: setup
+	@mkdir -p $(RESULTS)
+	@$(BIN)/flashvl-bench ops --json $(RESULTS)/ops.json
+	@$(BIN)/flashvl-bench profile --json $(RESULTS)/profile.json
+	@$(WRITE_SPEED)
 
 train-tiny: $(VENV)/.train-stamp
 	@$(BIN)/python -m flashvl.train.tiny

@@ -13,5 +13,9 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
     peer.py      transformers on our weights; remote.py, peers/: OpenVINO and llama.cpp in
                  environments of their own
     compare.py   `flashvl-bench compare`: what changed between two runs of ops
+    profile.py   `flashvl-bench profile`: profile_record.py sees the calls, profile_rows.py adds
+                 them up, profile_flame.py and profile_trace.py draw them, profile_ncu.py: of a GPU
+    report_html.py  `flashvl-bench report`: report_html_data.py reads, report_html_charts.py draws,
+                 report_html_speed.py: docs/speed.md and the picture
     report.py    text tables; schema.py: the result files, versioned and validated
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +237,19 @@ def _document(**changes: Any) -> dict[str, Any]:
         ({"row": {"flops": True}}, r"rows\[0\]\.flops is True"),
         ({"row": {"seconds": [1.0], "median": 1.0}}, "has a time, but its status is 'falls back'"),
         ({"row": {"status": "ok"}}, "has no time above 0"),
+        ({"row": {"status": "ok", "seconds": [2.0, -1.0]}}, "has no time above 0"),
+        (
+            {"row": {"status": "ok", "seconds": [2.0], "median": 1.0}},
+            "median is 1.0; its times say",
+        ),
+        ({"row": {"status": "fine"}}, "status is 'fine'; needs one of ok, falls back"),
+        ({"row": {"flops": 10**400}}, r"rows\[0\]\.flops is 1000.*needs int"),
+        ({"row": {"copies": -1}}, "copies is -1; needs at least 0"),
+        ({"row": {"reason": "a" * 100_000}}, r"rows\[0\]\.reason is"),
+        ({"schema": ["flashvl-bench/ops"]}, "not a result file"),
+        ({"schema": {}}, "not a result file"),
+        ({"version": "2"}, "version is '2'"),
+        ({"ceilings": None}, "ceilings is a NoneType; needs an object"),
     ],
 )
 def test_a_file_that_is_not_what_it_says_is_refused(changes: Any, error: str) -> None:
@@ -251,9 +265,30 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path: Path) -> None:
         (text[: len(text) // 2], "cut short"),
         (text.replace('"read": 1', '"read": NaN, "x": 1'), "holds NaN"),
         ("[" * 100_000, "not JSON"),
+        (text.replace('"read": 10000000000.0', '"read": 1e999'), "read is inf"),
+        (text.replace('"cores"', '"cpu": "another", "cores"'), "has the key 'cpu' twice"),
+        (text.replace('"flops": 0', f'"flops": {"9" * 5000}'), "not JSON"),
+        ("\x00\x01", "not JSON"),
     ):
         file.write_text(content)
         with pytest.raises(schema.SchemaError, match=error):
             schema.read(file)
     with pytest.raises(schema.SchemaError, match="cannot be read"):
         schema.read(tmp_path / "absent.json")
+    file.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(schema.SchemaError, match="not JSON"):
+        schema.read(file)
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(schema.SchemaError, match="no regular file"):
+            schema.read(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large.json"
+    file.write_text(json.dumps(_document()))
+    monkeypatch.setattr(schema, "LARGEST_FILE", file.stat().st_size - 1)
+    with pytest.raises(schema.SchemaError, match="at most"):
+        schema.read(file)

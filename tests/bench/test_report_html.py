@@ -16,6 +16,7 @@ import pytest
 
 from flashvl_bench import cli, report_html, report_html_charts, report_html_markdown, schema
 from flashvl_bench.report_html_data import ReportError, devices, ladders, numerics, plain_fraction
+from flashvl_bench.report_html_speed import picture, speed_page
 from tests.bench.test_compare import document as ops_run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -201,15 +202,25 @@ def test_two_machines_are_two_sections_and_never_one(tmp_path: Path) -> None:
 
 
 def test_speed_page_and_picture(files: list[str], tmp_path: Path) -> None:
-    speed, picture = tmp_path / "speed.md", tmp_path / "speed.svg"
-    assert cli.main(["report", files[0], "--speed", str(speed), "--picture", str(picture)]) == 0
+    speed, drawn = tmp_path / "speed.md", tmp_path / "speed.svg"
+    assert cli.main(["report", files[0], "--speed", str(speed), "--picture", str(drawn)]) == 0
     lines = [line for line in speed.read_text().splitlines() if line.startswith("| `op")]
     assert len(lines) == 19 and all(line.count(" | ") == 9 for line in lines)
     assert "<script" not in speed.read_text()
-    text = picture.read_text()
+    text = drawn.read_text()
     ElementTree.fromstring(text)
     assert "prefers-color-scheme: dark" in text and "href" not in text
     assert not (tmp_path / "report.html").exists()
+
+
+def test_speed_page_of_the_repository_is_current() -> None:
+    results = sorted((DOCS / "results").glob("*.json"))
+    if not results:
+        assert not (DOCS / "speed.md").exists(), "speed.md has no results it could come from"
+        pytest.skip("docs/results is empty: nothing was measured yet (make speed)")
+    found = devices(results)
+    for name, text in (("speed.md", speed_page(found)), ("speed.svg", picture(found))):
+        assert (DOCS / name).read_text(encoding="utf-8") == text, "run: make docs"
 
 
 def test_files_that_cannot_be_shown(
