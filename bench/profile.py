@@ -100,11 +100,10 @@ def measure(model: FlashVL, settings: Settings) -> tuple[Recorder, Walls]:
     wait = torch.cuda.synchronize if settings.device.startswith("cuda") else None
     answer = partial(generate, model, image, text, settings.tokens, ignore_eos=True)
 
-    def recorded() -> Recorder:
+    def recorded() -> tuple[float, Recorder]:
         recorder = Recorder(wait=wait, ranges=settings.nvtx)
-        with watch(recorder), recorder.stage(ROOT):
-            answer()
-        return recorder
+        with watch(recorder):
+            return _seconds(partial(_as_root, recorder, answer), wait), recorder
 
     def unobserved(with_tape: bool) -> None:
         with nullcontext() if with_tape else tape.off():
@@ -112,23 +111,28 @@ def measure(model: FlashVL, settings: Settings) -> tuple[Recorder, Walls]:
 
     usual, op_by_op, found = [], [], []
     for _ in range(settings.repeats + 1):  # in turns; the first round fills caches
-        usual.append(_seconds(partial(unobserved, True), wait)[0])
-        op_by_op.append(_seconds(partial(unobserved, False), wait)[0])
-        found.append(_seconds(recorded, wait))
+        usual.append(_seconds(partial(unobserved, True), wait))
+        op_by_op.append(_seconds(partial(unobserved, False), wait))
+        found.append(recorded())
     found = sorted(found[1:], key=lambda pair: pair[0])
     wall, recorder = found[len(found) // 2]
     times = (statistics.median(each[1:]) for each in (op_by_op, usual))
     return recorder, Walls(wall, *times)
 
 
-def _seconds(run: Callable[[], Any], wait: Callable[[], object] | None) -> tuple[float, Any]:
+def _as_root(recorder: Recorder, answer: Callable[[], object]) -> None:
+    with recorder.stage(ROOT):
+        answer()
+
+
+def _seconds(run: Callable[[], object], wait: Callable[[], object] | None) -> float:
     if wait is not None:
         wait()
     start = time.perf_counter()
-    result = run()
+    run()
     if wait is not None:
         wait()
-    return time.perf_counter() - start, result
+    return time.perf_counter() - start
 
 
 def title(settings: Settings) -> str:
@@ -161,12 +165,15 @@ def run(settings: Settings, folder: str | None = None, json_file: str | None = N
     rows = profile_rows.rows(recorder, top)
     for line in profile_rows.lines(rows, walls.recorded):
         print(line)
+    end = ceilings.measure(here.cache_bytes, quick=True) if on_cpu else None
+    print(f"ceilings at the end: {end.line()}" if end else "", flush=True)
     document = {
         "schema": "flashvl-bench/profile",
         "version": schema.VERSION,
         "machine": asdict(here),
         "settings": asdict(settings),
         "ceilings": asdict(top) if top else None,
+        "ceilings_end": asdict(end) if end else None,
         "walls": asdict(walls),
         "rows": [asdict(row) for row in rows],
     }

@@ -383,6 +383,8 @@ def run(files: Sequence[str], outputs: dict[str, str | None], docs: str) -> int:
         for path, text in made.items():
             Path(path).write_text(text, encoding="utf-8")
             print(f"written: {path}, {len(text.encode()) / 1024:.0f} KiB")
+        if outputs.get("page") and not numerics(Path(docs)):
+            print(f"without numerics and ladders: {docs} has none; name a checkout's by --docs")
     except (schema.SchemaError, ReportError) as error:
         print(f"flashvl-bench report: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from flashvl_bench import schema
 
 DEVICE = ("cpu", "cores", "threads", "cache_bytes", "cpu_level")
 DTYPES = ("bf16", "fp16", "fp32")
+SHOWN = ("ops", "model", "profile")
 Document = dict[str, Any]
 
 
@@ -47,6 +48,8 @@ def devices(paths: Sequence[str | Path]) -> list[Device]:
         machine, settings = document["machine"], document["settings"]
         device = tuple(machine[name] for name in DEVICE)
         kind = document["schema"].rpartition("/")[2]
+        if kind not in SHOWN:
+            raise ReportError(f"{path} is of `{kind}`; a report shows {', '.join(SHOWN)}")
         subject = (device, kind) if kind == "ops" else (device, kind, repr(settings))
         if subject in source:
             raise ReportError(

@@ -129,6 +129,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "nvtx": bool,
         },
         "ceilings": Maybe(_CEILINGS),
+        "ceilings_end": Maybe(_CEILINGS),
         "walls": {"recorded": float, "op_by_op": float, "usual": float},
         "rows": [
             {

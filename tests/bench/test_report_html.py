@@ -71,7 +71,7 @@ def model_document() -> dict[str, Any]:
 
 
 def profile_document() -> dict[str, Any]:
-    made = {key: ops_document()[key] for key in ("machine", "ceilings", "version")}
+    made = {key: ops_document()[key] for key in ("machine", "ceilings", "ceilings_end", "version")}
     row = {
         "where": "prefill", "op": "linear", "shape": "4x8 8x8", "dtype": "fp32", "backend": "cpu",
         "kernel": "k", "calls": 3, "seconds": 0.7, "bytes_read": 1, "bytes_written": 1, "flops": 2,
@@ -197,6 +197,13 @@ def test_two_machines_are_two_sections_and_never_one(tmp_path: Path) -> None:
     assert [device.machine["cpu"] for device in found] == ["One CPU", "Another CPU"]
     text = report_html.page(found, tmp_path)
     assert Tags(text).open == [] and 'id="ops-1"' in text and 'id="ops-2"' in text
+    text = json.dumps({**ops_document(), "schema": "flashvl-bench/other"})
+    other = tmp_path / "other.json"
+    other.write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(schema.SHAPES, "flashvl-bench/other", schema.SHAPES["flashvl-bench/ops"])
+        with pytest.raises(ReportError, match="is of `other`; a report shows ops"):
+            devices([other])
     with pytest.raises(ReportError, match="are both `ops` of one machine"):
         devices([names[0], names[0]])
 
