@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -294,15 +295,22 @@ OUTER = """<!doctype html><iframe src="inner.html" style="width:{width}px;height
 <script>addEventListener("message", e => document.body.dataset.answer = e.data);</script>"""
 
 
+def find_browser() -> str | None:
+    """Chromium on the path, or the one that playwright installed."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell"):
+        found = shutil.which(name)
+        if found:
+            return found
+    kept = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache/ms-playwright")
+    programs = [*kept.glob("chromium*/*/chrome"), *kept.glob("chromium*/*/*headless*shell")]
+    return next((str(path) for path in sorted(programs) if path.is_file()), None)
+
+
 def in_browser(page: str, folder: Path, width: int, dark: bool = False) -> dict[str, Any]:
     """What a page does in headless Chromium, in a window of `width` px."""
-    browser = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome",
-                            "chromium-headless-shell") if (found := shutil.which(name))),
-        None,
-    )  # fmt: skip
+    browser = find_browser()
     if browser is None:
-        pytest.skip("no Chromium here (looked for chromium, chromium-browser and google-chrome)")
+        pytest.skip("no Chromium here: neither on the path nor one of playwright's")
     page = page.replace("<style>", WATCH + "<style>", 1).replace("</body>", ASK + "</body>")
     (folder / "inner.html").write_text(page, encoding="utf-8")
     outer = folder / "outer.html"
