@@ -29,6 +29,11 @@ class Case:
     def name(self) -> str:
         return f"{self.spec.name} [{self.sample.name}] {NAMES[self.dtype]}"
 
+    @property
+    def name_parts(self) -> tuple[str, str, str]:
+        """Op, sample and dtype."""
+        return self.spec.name, self.sample.name, NAMES[self.dtype]
+
     def flat(self) -> Flat:
         """The schema arguments."""
         built = self.sample.build(self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from flashvl_bench import profile_cli, report_html_cli
+from flashvl_bench import gate, profile_cli, report_html_cli
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--least", type=float, default=0.05, help="the least change to tell (default: 0.05)"
     )
     compare.add_argument("--markdown", metavar="FILE", help="write a pull request's summary here")
-    profile_cli.arguments(commands)
-    report_html_cli.arguments(commands)
+    for command in (gate, profile_cli, report_html_cli):
+        command.arguments(commands)
     return parser
 
 
@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 if a result was wrong."""
     parser = _parser()
     options = parser.parse_args(argv)
+    _positive(parser, options)
     if hasattr(options, "run"):
         return int(options.run(options))
     if options.command == "compare":
@@ -156,7 +157,6 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 <= options.least < 10:
             parser.error(f"--least is {options.least}; needs a share such as 0.05")
         return compare.run(options.before, options.after, options.least, options.markdown)
-    _positive(parser, options)
     if options.threads:
         import torch
 

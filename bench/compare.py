@@ -42,8 +42,8 @@ class Change:
     """One case in both runs.
 
     verdict: "slower", "faster", "same", "broken" (it had a time and has none), "repaired" (the
-    other way round), "unmeasured" (neither), "new" or "gone" (in one file only), or "too few
-    rounds". ratio: time after over time before, 1.1 for 10 % slower; low, high: its interval.
+    other way round), "unmeasured" (neither), "new" or "gone" (in one file only), "too few rounds",
+    or "unconfirmed" (by a gate that had no time left to measure it again). ratio: time after over time before, 1.1 for 10 % slower; low, high: its interval.
     """
 
     key: Key
@@ -145,7 +145,8 @@ CHANGES: report.Columns = (
 )  # fmt: skip
 
 
-def _cells(change: Change) -> list[str]:
+def cells(change: Change) -> list[str]:
+    """A row of the table of changes."""
     if change.ratio is None:
         return [*change.key, change.verdict, change.reason]
     return [
@@ -166,8 +167,8 @@ def markdown(changes: list[Change]) -> Iterator[str]:
     yield "| op | sample | dtype | backend | verdict | time after / before (interval) |"
     yield "|---|---|---|---|---|---|"
     for change in sorted(shown, key=lambda c: (not c.bad, c.key)):
-        cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(change))
-        yield "| " + " | ".join(cells) + " |"
+        shown_cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells(change))
+        yield "| " + " | ".join(shown_cells) + " |"
 
 
 def _count(changes: list[Change]) -> str:
@@ -186,7 +187,7 @@ def run(before: str, after: str, least: float = LEAST, summary: str | None = Non
         return 2
     table = report.Table(CHANGES)
     for change in changes:
-        print(table.row(_cells(change)))
+        print(table.row(cells(change)))
     print(f"\n{_count(changes)}; changes below {least:.0%} are not told")
     if summary:
         Path(summary).write_text("\n".join(markdown(changes)) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,18 @@ def python_of(name: str) -> Path:
 
 
 class Remote:
-    """One peer with one model. Use as a context manager; requests raise RemoteError."""
+    """One peer with one model. Use as a context manager; requests raise RemoteError.
 
-    def __init__(self, name: str, asked: dict[str, Any], command: Sequence[str] = ()) -> None:
+    environment: variables of its process beside those inherited.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        asked: dict[str, Any],
+        command: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         server = Path(__file__).parent / "peers" / SERVERS.get(name, "")
         command = command or [str(python_of(name)), str(server)]
@@ -59,7 +68,10 @@ class Remote:
         threads = str(torch.get_num_threads())
         self._process = subprocess.Popen(
             [*command, json.dumps(asked)],
-            env={**inherited, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
+            env={
+                **inherited, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1",
+                **(environment or {}),
+            },  # fmt: skip
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("FLASHVL_PEERS_LOG") else sys.stderr,

@@ -86,6 +86,19 @@ SHAPES: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "flashvl-bench/gate": {
+        **_HEAD,
+        "settings": {
+            "ops": [str], "dtypes": [str], "backend": str, "samples": int, "cases": str | None,
+            "warm": bool, "seconds": float, "threads": int, "slower": Free(float),
+        },
+        "rows": [
+            {
+                "case": [str], "processes": int, "status": str, "reason": str,
+                "seconds": [float], "base_seconds": [float], "median": _TIME,
+            }
+        ],
+    },
     "flashvl-bench/model": {
         **_HEAD,
         "settings": {
