@@ -50,7 +50,9 @@ def git(repository: Path, *arguments: str) -> str:
 def commit(repository: Path, ref: str) -> str:
     """The full hash of a ref."""
     try:
-        return git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+        return git(
+            repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"
+        )
     except CheckoutError as error:
         raise CheckoutError(
             f"{ref!r} is no commit of {repository}; in CI, fetch it first (actions/checkout with "
@@ -101,7 +103,9 @@ def trees(
             git(repository, "worktree", "remove", "--force", str(place))
 
 
-def _build_ours(place: Path, commits: list[str], sides: list[Path], note: Callable[[str], None]) -> None:
+def _build_ours(
+    place: Path, commits: list[str], sides: list[Path], note: Callable[[str], None]
+) -> None:
     """Go through the commits in one worktree, and put each one's library into its side."""
     environment = {**os.environ, "FLASHVL_REQUIRE_EXT": "1"}
     environment.pop("FLASHVL_EXTENSION", None)
@@ -110,7 +114,9 @@ def _build_ours(place: Path, commits: list[str], sides: list[Path], note: Callab
     for name, ref, side in zip(("base", "head"), commits, sides, strict=True):
         git(place, "checkout", "--quiet", "--detach", ref)
         note(f"building the {name}, {ref[:12]}")
-        _run([sys.executable, "-c", _BUILD, str(side / "flashvl_kernels")], place, environment, name)
+        _run(
+            [sys.executable, "-c", _BUILD, str(side / "flashvl_kernels")], place, environment, name
+        )
 
 
 def _build_each(sides: list[Path], build: str, note: Callable[[str], None]) -> None:

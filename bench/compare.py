@@ -43,7 +43,8 @@ class Change:
 
     verdict: "slower", "faster", "same", "broken" (it had a time and has none), "repaired" (the
     other way round), "unmeasured" (neither), "new" or "gone" (in one file only), "too few rounds",
-    or "unconfirmed" (by a gate that had no time left to measure it again). ratio: time after over time before, 1.1 for 10 % slower; low, high: its interval.
+    or "unconfirmed" (by a gate that had no time left to measure it again). ratio: time after over
+    time before, 1.1 for 10 % slower; low, high: its interval.
     """
 
     key: Key

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flashvl_bench.compare import Change
-    from flashvl_bench.turns import Pair, Settings
+    from flashvl_bench.turns import Settings
+    from flashvl_bench.verdict import Measured
 
 PATHS = (".", "src", "model")
 LEAST = 0.05
@@ -50,7 +51,7 @@ def arguments(commands: Any) -> None:
     gate.add_argument("--backend", default="auto", help="default: auto")
     gate.add_argument("--samples", type=int, default=3, help="of an op, the cheapest (default: 3)")
     gate.add_argument("--warm", action="store_true", help="the same arguments in every call")
-    gate.add_argument("--seconds", type=float, default=3.0, help="of a case (default: 3)")
+    gate.add_argument("--seconds", type=float, default=2.5, help="of a case (default: 2.5)")
     gate.add_argument("--threads", type=int, help="default: PyTorch's")
     gate.add_argument(
         "--least", type=float, help=f"the least change to tell (default: {LEAST}; static: 0.02)"
@@ -109,7 +110,7 @@ def _timed(options: argparse.Namespace) -> int:
         print("flashvl-bench gate: neither ref has a case to measure", file=sys.stderr)
         return 2
     if options.json:
-        write(pair, settings, options.json)
+        write(pair.rows, settings, options.json)
     return _conclude(changes, options)
 
 
@@ -168,14 +169,14 @@ def _conclude(changes: list[Change], options: argparse.Namespace) -> int:
     return 1 if any(change.bad for change in changes) else 0
 
 
-def write(pair: Pair, settings: Settings, path: str) -> None:
+def write(found_rows: list[tuple[int, Measured]], settings: Settings, path: str) -> None:
     """The result file: every round of every pair of processes."""
     import statistics
 
     from flashvl_bench import machine, schema
 
     rows = []
-    for processes, found in pair.rows:
+    for processes, found in found_rows:
         status = next((each for each in found.status[::-1] if each != "ok"), "ok")
         rows.append(
             {

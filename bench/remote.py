@@ -69,9 +69,11 @@ class Remote:
         self._process = subprocess.Popen(
             [*command, json.dumps(asked)],
             env={
-                **inherited, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1",
+                **inherited,
+                "OMP_NUM_THREADS": threads,
+                "HF_HUB_OFFLINE": "1",
                 **(environment or {}),
-            },  # fmt: skip
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("FLASHVL_PEERS_LOG") else sys.stderr,

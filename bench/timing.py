@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,6 +72,12 @@ class Times:
         return high - low
 
 
+@lru_cache(1)
+def _sweep(size: int) -> Tensor:
+    """What empties the cache when read; kept, because a gigabyte takes a second to fill."""
+    return torch.zeros(size // 4)
+
+
 class Rotation:
     """Hands out arguments whose memory the cache has forgotten; `warm` always gives the same.
 
@@ -85,7 +92,7 @@ class Rotation:
         self._swept = None
         if wanted > MOST_COPIES:
             wanted = MOST_COPIES
-            self._swept = torch.zeros(CACHES * cache_bytes // 4)
+            self._swept = _sweep(CACHES * cache_bytes)
         self._copies = [flat, *(numerics.duplicate(flat) for _ in range(wanted - 1))]
         self._taken = 0
 

@@ -50,7 +50,7 @@ class Settings:
     samples: int = 3
     cases: str | None = None
     warm: bool = False
-    seconds: float = 3.0
+    seconds: float = 2.5
     threads: int = 1
     slower: dict[str, float] = field(default_factory=dict)
 

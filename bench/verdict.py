@@ -25,14 +25,17 @@ import numpy as np
 from flashvl_bench.compare import Change, Key
 
 LEAST = 0.05  # a change below this is not told, however sure it is
-CONFIDENCE = 0.95  # that an unchanged run has no wrong verdict
+CONFIDENCE = 0.99  # that an unchanged run has no wrong verdict
 RESAMPLES = 1000
 FEWEST_ROUNDS = 5
 # Half of `least` makes a suspect: of twice `least` (the 10 % of the bars) next to none is missed.
 SUSPICION = 0.5
-FEWEST_PAIRS, MOST_PAIRS = 2, 6  # fresh pairs of processes for a suspect
-# Two processes with the same kernel differ by this much at least, whatever a handful of pairs says.
+FEWEST_PAIRS, MOST_PAIRS = 2, 8  # fresh pairs of processes for a suspect
+# Pairs of processes differ by this much at least, whatever a handful of them says; and by as much
+# as the cases of the first pair do among each other, if these are enough to tell (most of them are
+# unchanged).
 PROCESS_SPREAD = 0.015
+CASES_TO_TELL = 8
 MOST_SUSPECTS = 12  # measured again; beyond that so much has changed that the rest is only listed
 
 
@@ -81,14 +84,24 @@ def _middle(values: np.ndarray) -> np.ndarray:
     return middle
 
 
-def pooled(pairs: Sequence[Moved]) -> Moved:
-    """The mean over pairs of processes. Its error is the largest of what the pairs show among each
-    other, what their rounds show, and what processes differ by at least."""
+def spread(firsts: Sequence[Moved]) -> float:
+    """The standard deviation of a pair of processes with nothing changed, by the cases' deviation
+    from their median: a few that did change, or all by the same share, leave it alone."""
+    if len(firsts) < CASES_TO_TELL:
+        return PROCESS_SPREAD
+    by = np.array([each.by for each in firsts])
+    deviation = 1.4826 * float(np.median(np.abs(by - np.median(by))))  # 1.4826: of a normal one
+    return max(PROCESS_SPREAD, deviation)
+
+
+def pooled(pairs: Sequence[Moved], least_spread: float = PROCESS_SPREAD) -> Moved:
+    """The mean over pairs of processes. Its error is by the largest of what the pairs show among
+    each other, what their rounds show, and `least_spread`."""
     by = np.array([pair.by for pair in pairs])
     within = float(np.mean([pair.error for pair in pairs]))
     between = float(by.std(ddof=1)) if len(by) > 1 else 0.0
-    spread = max(between, float(np.hypot(within, PROCESS_SPREAD)))
-    return Moved(float(by.mean()), spread / len(by) ** 0.5)
+    largest = max(between, float(np.hypot(within, PROCESS_SPREAD)), least_spread)
+    return Moved(float(by.mean()), largest / len(by) ** 0.5)
 
 
 def _bound(cases: int) -> float:
@@ -104,6 +117,7 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
     timed = [key for key, change in changes.items() if change is None]
     found: dict[Key, list[Moved]] = {key: [] for key in timed}
     start = {key: moved(first[key]) for key in timed}
+    usual = spread(list(start.values()))
     suspects = [k for k in timed if abs(start[k].by) >= SUSPICION * np.log1p(least)]
     suspects.sort(key=lambda key: -start[key].by)  # the slower first: they decide the exit status
     open_keys = suspects[:MOST_SUSPECTS]
@@ -119,7 +133,9 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
                 continue
             found[key].append(moved(again[key]))
             if taken >= FEWEST_PAIRS:
-                change = _judged(key, pooled(found[key]), len(timed), least, taken == MOST_PAIRS)
+                change = _judged(
+                    key, pooled(found[key], usual), len(timed), least, taken == MOST_PAIRS
+                )
                 if change is not None:
                     verdicts[key] = change
         open_keys = [key for key in open_keys if key not in verdicts]
@@ -128,7 +144,7 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
             changes[key] = verdicts[key]
             continue
         verdict = "unconfirmed" if key in suspects else "same"
-        changes[key] = _stated(key, verdict, pooled([start[key]]), len(timed))
+        changes[key] = _stated(key, verdict, pooled([start[key]], usual), len(timed))
     return [change for change in changes.values() if change is not None]
 
 

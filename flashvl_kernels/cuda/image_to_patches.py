@@ -92,7 +92,9 @@ def _filter(size: int, out: int, device: torch.device) -> _Filter:
     return _Filter(starts.to(device, torch.int32), aligned.to(device), starts)
 
 
-def tile_plan(filter: _Filter, outputs: int, lines: int, wanted: int, limit: int) -> TilePlan | None:
+def tile_plan(
+    filter: _Filter, outputs: int, lines: int, wanted: int, limit: int
+) -> TilePlan | None:
     """At most `outputs` by `lines` at a time: all of them if `wanted` bytes hold those; else as
     many lines as possible, then outputs. None where one of each takes more than `limit` bytes."""
     while True:

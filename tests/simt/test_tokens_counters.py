@@ -86,7 +86,9 @@ def test_an_image_is_read_and_patches_are_written_in_wide_accesses(name: str) ->
     result = simt.run(prepared, simt.module("image_to_patches"), L4)
     assert torch.equal(result.outputs[0], spec.reference(*flat))
     assert not result.findings
-    extra = sum(prepared.tensors[n].nbytes for n in ("first", "weight", "last_first", "last_weight"))
+    extra = sum(
+        prepared.tensors[n].nbytes for n in ("first", "weight", "last_first", "last_weight")
+    )
     planes = prepared.tensors["planes"].nbytes
     needed = spec.cost(*flat).bytes + extra + 2 * planes
     assert result.bytes_from_memory <= 1.05 * needed
