@@ -27,6 +27,8 @@ COMPUTE = "sm__throughput.avg.pct_of_peak_sustained_elapsed"
 METRICS = (TIME, READ, WRITTEN, MEMORY, COMPUTE)
 NEEDED = ("Kernel Name", "Metric Name", "Metric Unit", "Metric Value")
 
+# ncu runs each launch several times over: few tokens, one answer recorded.
+PROGRAM = "flashvl-bench profile --device cuda --nvtx --repeats 1 --tokens 4"
 LARGEST_FILE = 256 << 20
 UNITS = {
     "": 1.0, "%": 1.0, "byte": 1.0, "kbyte": 1e3, "mbyte": 1e6, "gbyte": 1e9,
@@ -51,7 +53,7 @@ def kernels(op: str) -> list[str]:
 def commands(ops: Iterable[str], program: Iterable[str] = ()) -> Iterator[tuple[str, str, str]]:
     """(op, kernel, command line) of each CUDA kernel of `ops`. program: what to profile; by default
     an answer of the tiny model."""
-    run = list(program) or ["flashvl-bench", "profile", "--device", "cuda", "--nvtx"]
+    run = list(program) or shlex.split(PROGRAM)
     for op in sorted(set(ops)):
         for kernel in kernels(op):
             yield (
@@ -59,7 +61,8 @@ def commands(ops: Iterable[str], program: Iterable[str] = ()) -> Iterator[tuple[
                 kernel,
                 shlex.join(
                     [
-                        *("ncu", "--nvtx", "--nvtx-include", f"{RANGE}{op}/"),
+                        *("ncu", "--target-processes", "all"),
+                        *("--nvtx", "--nvtx-include", f"{RANGE}{op}/"),
                         *("--kernel-name", kernel, "--metrics", ",".join(METRICS)),
                         *("--print-units", "base", "--csv", "--log-file", f"{kernel}.ncu.csv"),
                         *run,

@@ -321,6 +321,31 @@ def test_a_command_line_for_every_kernel_of_every_plan(capsys: pytest.CaptureFix
     for op in planned:
         for instance in plan_module(op).instances():  # type: ignore[union-attr]
             assert (f"flashvl.{op}/", instance.expression.partition("<")[0]) in named
-    assert all(
-        c[0] == "ncu" and "--csv" in c and c[-4:-2] == ["profile", "--device"] for c in commands
-    )
+    for command in commands:
+        assert command[0] == "ncu" and "--csv" in command and "--print-units" in command
+        options = cli._parser().parse_args(command[command.index("flashvl-bench") + 1 :])
+        assert options.device == "cuda" and options.nvtx
+
+
+def test_a_device_is_waited_for_and_ranges_nest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the GPU: each span begins and ends with a wait, inside its NVTX range."""
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: told.append(name))
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: told.append("pop"))
+    recorder = Recorder(Clock(), wait=lambda: told.append("wait"), ranges=True)
+    kernel = Kernel("cuda", "k", rms_norm.SPEC.reference)
+    with recorder.stage("prefill"):
+        recorder.run(rms_norm.SPEC, kernel, (torch.ones(2, 8), torch.ones(8), 0.1, None))
+    assert told == [
+        "wait", "flashvl.prefill", "wait", "flashvl.rms_norm", "wait", "pop", "wait", "pop",
+    ]  # fmt: skip
+
+
+def test_a_gpu_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert cli.main(["profile", "--device", "cuda", "--repeats", "1"]) == 2
+    assert "CUDA" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "--nvtx"])
+    assert "--nvtx needs" in capsys.readouterr().err
