@@ -49,7 +49,7 @@ class DecoderLayer(Part):
         self.qkv = Linear(config.dim, config.qkv_width, **made)
         self.out = Linear(width, config.dim, bias=False, **made)
         self.norm2 = Norm(config.dim, config.eps, **made)
-        self.gate_up = Linear(config.dim, 2 * config.mlp, bias=False, **made)
+        self.gate_up = Linear(config.dim, 2 * config.mlp, bias=False, matrices=2, **made)
         self.down = Linear(config.mlp, config.dim, bias=False, **made)
 
     def forward(

@@ -35,7 +35,10 @@ class Part(nn.Module):
 
 
 class Linear(Part):
-    """x @ weight.T + bias, with `linear`'s prologue norm and epilogue."""
+    """x @ weight.T + bias, with `linear`'s prologue norm and epilogue.
+
+    matrices: that `weight` stacks, such as gate and up; kept in panels, none may end inside one.
+    """
 
     def __init__(
         self,
@@ -44,12 +47,13 @@ class Linear(Part):
         bias: bool = True,
         *,
         packable: bool = True,
+        matrices: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.shape = (outputs, inputs)
-        self.packable = packable
+        self.packable, self.matrices = packable, matrices
         self.weight: Tensor | None = nn.Parameter(
             torch.empty(outputs, inputs, device=device, dtype=dtype)
         )

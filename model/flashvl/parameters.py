@@ -116,7 +116,8 @@ def fill(
             name = f"{prefix}.{attribute}"
             if isinstance(module, Linear) and attribute == "weight":
                 kind = weights if module.packable else "bf16"
-                order = layout if module.shape[0] % PANEL == 0 else "rows"
+                whole = module.shape[0] % (module.matrices * PANEL) == 0
+                order = layout if whole else "rows"
                 if (kind, order) != ("bf16", "rows"):
                     empty = _empty(module.shape, device, dtype, kind, order)
                     _write(source, name, empty, dtype)

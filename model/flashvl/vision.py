@@ -134,7 +134,7 @@ class AimBlock(Block):
 
     def __init__(self, config: VisionConfig, **made: Any) -> None:
         super().__init__(config, bias=False, **made)
-        self.gate_up = Linear(config.dim, 2 * config.mlp, bias=False, **made)
+        self.gate_up = Linear(config.dim, 2 * config.mlp, bias=False, matrices=2, **made)
         self.down = Linear(config.mlp, config.dim, bias=False, **made)
 
     def mlp(self, x: Tensor) -> Tensor:

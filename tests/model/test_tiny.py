@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from flashvl import FlashVL
+from flashvl.demo import load_questions
 from flashvl.train.heldout import chance, load_heldout, score, shuffled
+from flashvl_kernels import backend, extension
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +30,13 @@ def test_held_out_answers_come_from_the_picture(model: FlashVL) -> None:
         spread = (guess * (1 - guess) / total) ** 0.5
         assert other <= guess + 3 * spread, kind
         assert other <= hits / total - 3 * spread, kind
+
+
+@pytest.mark.skipif(not extension.EXTENSION.loaded, reason=extension.EXTENSION.reason)
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_no_op_of_an_answer_falls_back(weights: str) -> None:
+    """Asked for by name, a backend raises where it has no kernel for a call."""
+    model = FlashVL.from_pretrained("tiny", dtype=torch.bfloat16, weights=weights)
+    case = load_questions()[0]
+    with backend("cpu"):
+        assert model.generate(case.image, case.question, max_new_tokens=4).text
