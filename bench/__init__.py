@@ -14,10 +14,8 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
                  environments of their own
     own.py       `bench_op`: the same for a function of your own
     compare.py   `flashvl-bench compare`: what changed between two runs of ops
-    profile.py   `flashvl-bench profile`: profile_record.py sees the calls, profile_rows.py adds
-                 them up, profile_flame.py and profile_trace.py draw them, profile_ncu.py: of a GPU
-    report_html.py  `flashvl-bench report`: report_html_data.py reads, report_html_charts.py draws,
-                 report_html_speed.py: docs/speed.md and the picture
+    profile/     `flashvl-bench profile`: where the time of one answer goes
+    page/        `flashvl-bench report`: result files as one HTML page
     gate.py      `flashvl-bench gate`: two git refs (checkouts.py) in processes that take turns
                  (turns.py, side.py), and how sure that is (verdict.py); trials.py: how often it is
                  right here

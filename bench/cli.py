@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from flashvl_bench import gate, profile_cli, report_html_cli
+from flashvl_bench import gate
+from flashvl_bench.page import cli as page
+from flashvl_bench.profile import cli as profile
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--least", type=float, default=0.05, help="the least change to tell (default: 0.05)"
     )
     compare.add_argument("--markdown", metavar="FILE", help="write a pull request's summary here")
-    for command in (gate, profile_cli, report_html_cli):
+    for command in (gate, profile, page):
         command.arguments(commands)
     return parser
 

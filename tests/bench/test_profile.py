@@ -15,10 +15,15 @@ import torch
 import flashvl_kernels as fvk
 from flashvl import generate
 from flashvl.decoder import Decoder
-from flashvl_bench import cli, profile, profile_flame, profile_ncu, profile_rows, profile_trace
+from flashvl_bench import cli
 from flashvl_bench import schema as result_files
 from flashvl_bench.ceilings import Ceilings
-from flashvl_bench.profile_record import ROOT, STAGES, Recorder, watch
+from flashvl_bench.profile import answer as profile
+from flashvl_bench.profile import flame as profile_flame
+from flashvl_bench.profile import ncu as profile_ncu
+from flashvl_bench.profile import rows as profile_rows
+from flashvl_bench.profile import trace as profile_trace
+from flashvl_bench.profile.record import ROOT, STAGES, Recorder, watch
 from flashvl_kernels import backends
 from flashvl_kernels.backends import Kernel
 from flashvl_kernels.cuda import plan_module

@@ -13,11 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flashvl_bench import profile_flame, report_html_charts, report_html_style, schema
-from flashvl_bench.profile_record import ROOT
-from flashvl_bench.profile_rows import OUTSIDE, RECORDER
-from flashvl_bench.report import duration
-from flashvl_bench.report_html_data import (
+from flashvl_bench import schema
+from flashvl_bench.page import charts as drawings
+from flashvl_bench.page import style
+from flashvl_bench.page.data import (
     Device,
     Document,
     Exactness,
@@ -32,9 +31,13 @@ from flashvl_bench.report_html_data import (
     quantity,
     timed,
 )
-from flashvl_bench.report_html_markdown import html as from_markdown
-from flashvl_bench.report_html_markdown import inline
-from flashvl_bench.report_html_speed import picture, speed_page
+from flashvl_bench.page.markdown import html as from_markdown
+from flashvl_bench.page.markdown import inline
+from flashvl_bench.page.speed import picture, speed_page
+from flashvl_bench.profile import flame as profile_flame
+from flashvl_bench.profile.record import ROOT
+from flashvl_bench.profile.rows import OUTSIDE, RECORDER
+from flashvl_bench.report import duration
 
 TITLE = "flashvl-kernels: how far each kernel is from the hardware's limit"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -157,7 +160,7 @@ def charts(document: Document, draw: Any, words: str) -> str:
     for dtype in dtypes(document):
         body, width, height = draw(document, dtype)
         title = f"{words}, {dtype}"
-        figures.append(f"<figure>{report_html_charts.inline(body, width, height, title)}</figure>")
+        figures.append(f"<figure>{drawings.inline(body, width, height, title)}</figure>")
     return f'<div class="pair">{"".join(figures)}</div>'
 
 
@@ -275,15 +278,14 @@ def sections(device: Device, number_: int) -> Sections:
                 "<p>Each point is one case: the least time this machine could take for the bytes "
                 "and FLOPs of the op, over the time it took.</p>"
                 + summary(ops)
-                + charts(ops, report_html_charts.distance, "fraction of the ceiling of each op"),
+                + charts(ops, drawings.distance, "fraction of the ceiling of each op"),
             ),
             (
                 f"roofline{mark}",
                 "Roofline",
                 "<p>Under the slope a kernel waits for memory, under the flat roof for arithmetic. "
                 "Blue is our kernel, grey the plain PyTorch expression on the same case; the line "
-                "between them is the gain.</p>"
-                + charts(ops, report_html_charts.roofline, "roofline"),
+                "between them is the gain.</p>" + charts(ops, drawings.roofline, "roofline"),
             ),
         ]
     if device.ops is not None:
@@ -357,12 +359,12 @@ def page(found: Sequence[Device], docs: Path) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<style>{report_html_style.CSS}</style></head><body>"
+        f"<style>{style.CSS}</style></head><body>"
         f"<header><h1>{TITLE}</h1><p class=lead>{escape(lead)}. Measured {escape(newest)} UTC.</p>"
         f"</header><nav><ul>{links}</ul></nav><main>{''.join(parts)}</main>"
         f"<footer>Written by <code>flashvl-bench report</code>. Figures of one device compare "
         f"within one run only; how they are measured is in docs/benchmarking.md.</footer>"
-        f"<script>{report_html_style.SCRIPT}</script></body></html>\n"
+        f"<script>{style.SCRIPT}</script></body></html>\n"
     )
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flashvl_bench.profile_record import RANGE
-from flashvl_bench.profile_rows import Row
+from flashvl_bench.profile.record import RANGE
+from flashvl_bench.profile.rows import Row
 from flashvl_kernels.cuda import plan_module
 from flashvl_kernels.spec import REGISTRY
 

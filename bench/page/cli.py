@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def arguments(commands: Any) -> None:
@@ -25,10 +25,10 @@ def arguments(commands: Any) -> None:
 
 def from_options(options: Any) -> int:
     """The command line."""
-    from flashvl_bench import report_html
+    from flashvl_bench.page import html
 
     page = options.html
     if not (page or options.speed or options.picture):
         page = "report.html"
     outputs = {"page": page, "speed": options.speed, "picture": options.picture}
-    return report_html.run(options.files, outputs, options.docs)
+    return html.run(options.files, outputs, options.docs)

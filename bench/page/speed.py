@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flashvl_bench import report_html_charts
+from flashvl_bench.page import charts
+from flashvl_bench.page.data import Device, ReportError, dtypes, figure, quantity, timed
 from flashvl_bench.report import duration
-from flashvl_bench.report_html_data import Device, ReportError, dtypes, figure, quantity, timed
 
 GAP = 28  # px between two drawings
 
@@ -17,10 +17,10 @@ def picture(found: Sequence[Device]) -> str:
     for device in found:
         if device.ops is not None and timed(device.ops):
             ops = device.ops
-            drawn = [report_html_charts.distance(ops, dtype) for dtype in dtypes(ops)[:2]]
+            drawn = [charts.distance(ops, dtype) for dtype in dtypes(ops)[:2]]
             first, *rest = drawn
             spaced = [(first[0], first[1] + GAP * bool(rest), first[2]), *rest]
-            return report_html_charts.alone(spaced, "Fraction of the ceiling of each op")
+            return charts.alone(spaced, "Fraction of the ceiling of each op")
     raise ReportError("the picture needs a result file of `flashvl-bench ops` with times in it")
 
 

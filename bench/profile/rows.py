@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flashvl_bench import report
 from flashvl_bench.ceilings import Ceilings
-from flashvl_bench.profile_record import ROOT, Recorder
+from flashvl_bench.profile.record import ROOT, Recorder
 
 OUTSIDE = "outside of ops"
 RECORDER = "recording"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flashvl_bench.profile_record import Recorder
+from flashvl_bench.profile.record import Recorder
 
 SLACK_US = 1e-3  # of two times that were rounded to a nanosecond
 

@@ -26,17 +26,17 @@ from flashvl.tokenizer import Tokenizer
 from flashvl_bench import (
     ceilings,
     machine,
-    profile_flame,
-    profile_ncu,
-    profile_rows,
-    profile_trace,
     report,
     schema,
 )
 from flashvl_bench.ceilings import DTYPES
-from flashvl_bench.profile_cli import CONFIGS
-from flashvl_bench.profile_record import ROOT, Recorder, watch
-from flashvl_bench.profile_rows import Row
+from flashvl_bench.profile import flame as profile_flame
+from flashvl_bench.profile import ncu as profile_ncu
+from flashvl_bench.profile import rows as profile_rows
+from flashvl_bench.profile import trace as profile_trace
+from flashvl_bench.profile.cli import CONFIGS
+from flashvl_bench.profile.record import ROOT, Recorder, watch
+from flashvl_bench.profile.rows import Row
 from flashvl_kernels import backend, tape
 from flashvl_kernels.spec import REGISTRY
 

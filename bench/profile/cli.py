@@ -40,12 +40,12 @@ def from_options(parser: Any, options: Any) -> int:
     """The command line."""
     import torch
 
-    from flashvl_bench import profile
+    from flashvl_bench.profile import answer
 
     if options.ncu:
-        return profile.print_ncu(tuple(options.ncu))
+        return answer.print_ncu(tuple(options.ncu))
     if options.ncu is not None:
-        return profile.print_ncu_commands()
+        return answer.print_ncu_commands()
     for name in ("tokens", "repeats", "layers", "threads"):
         value = getattr(options, name)
         if value is not None and value <= 0:
@@ -55,11 +55,11 @@ def from_options(parser: Any, options: Any) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     names = ("config", "image", "question", "tokens", "weights", "backend", "device")
-    settings = profile.Settings(
+    settings = answer.Settings(
         **{name: getattr(options, name) for name in names},
         dtype=options.dtype or ("fp32" if options.config == "tiny" else "bf16"),
         repeats=options.repeats,
         layers=options.layers,
         nvtx=options.nvtx,
     )
-    return profile.run(settings, options.out, options.json)
+    return answer.run(settings, options.out, options.json)

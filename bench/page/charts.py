@@ -15,8 +15,8 @@ from itertools import product
 from typing import Any
 
 from flashvl_bench.ceilings import LOOPS, Ceilings
+from flashvl_bench.page.data import Document, middle, plain_fraction, quantity, timed
 from flashvl_bench.report import duration
-from flashvl_bench.report_html_data import Document, middle, plain_fraction, quantity, timed
 
 WIDTH, HEIGHT = 420, 350
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 16, 40

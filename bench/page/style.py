@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashvl_bench import report_html_charts as charts
+from flashvl_bench.page import charts
 
 CSS = (
     f"""

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from flashvl_bench import cli, report_html, report_html_charts, report_html_markdown, schema
-from flashvl_bench.report_html_data import ReportError, devices, ladders, numerics, plain_fraction
-from flashvl_bench.report_html_speed import picture, speed_page
+from flashvl_bench import cli, schema
+from flashvl_bench.page import charts, html, markdown
+from flashvl_bench.page.data import ReportError, devices, ladders, numerics, plain_fraction
+from flashvl_bench.page.speed import picture, speed_page
 from tests.bench.test_compare import document as ops_run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -166,20 +167,20 @@ def test_what_a_file_says_stays_text(page: Path) -> None:
 
 
 def test_points_stand_where_the_figures_say() -> None:
-    body, width, _ = report_html_charts.distance(ops_document(), "fp32")
+    body, width, _ = charts.distance(ops_document(), "fp32")
     row = ops_document()["rows"][10]
     told = f"op0 [{row['sample']}]"
     found = re.findall(r'<circle class="(\w+)" cx="([\d.]+)"[^>]*><title>([^<]+)', body)
     at = {kind: float(x) for kind, x, text in found if text.startswith(told)}
-    scale = width - report_html_charts.NAMES - report_html_charts.VALUES
+    scale = width - charts.NAMES - charts.VALUES
     for kind, share in (("ours", row["fraction"]), ("plain", plain_fraction(row))):
-        shown = report_html_charts.NAMES + share * scale
+        shown = charts.NAMES + share * scale
         assert at[kind] == pytest.approx(shown, abs=0.1), kind
 
 
 def test_roofline_has_every_case_that_computes() -> None:
     made = ops_document()
-    body, _, _ = report_html_charts.roofline(made, "bf16")
+    body, _, _ = charts.roofline(made, "bf16")
     shown = [r for r in made["rows"] if r["dtype"] == "bf16" and r["status"] == "ok" and r["flops"]]
     assert body.count('class="ours"') == body.count('class="plain"') == len(shown) == 7
     assert "1 TFLOP/s (tiles_bf16)" in body and "20 GB/s" in body
@@ -196,7 +197,7 @@ def test_two_machines_are_two_sections_and_never_one(tmp_path: Path) -> None:
         schema.write(ops_document(cpu), names[-1])
     found = devices(names)
     assert [device.machine["cpu"] for device in found] == ["One CPU", "Another CPU"]
-    text = report_html.page(found, tmp_path)
+    text = html.page(found, tmp_path)
     assert Tags(text).open == [] and 'id="ops-1"' in text and 'id="ops-2"' in text
     text = json.dumps({**ops_document(), "schema": "flashvl-bench/other"})
     other = tmp_path / "other.json"
@@ -254,14 +255,14 @@ def test_files_that_cannot_be_shown(
 def test_markdown() -> None:
     text = "Some **bold** `a<b` and [a link](x.md).\n\n| a | b |\n|---|---|\n| 1 | `|` <i> |\n\n"
     text += "## Next\n\n- one\n  more\n- two\n\n```\nx < y\n```\n<script>no</script>"
-    shown = report_html_markdown.html(text)
+    shown = markdown.html(text)
     assert "<strong>bold</strong> <code>a&lt;b</code> and a link." in shown
     assert "<h3>Next</h3>" in shown and "<li>one more</li><li>two</li>" in shown
     assert "<pre><code>x &lt; y</code></pre>" in shown and "<script>" not in shown
     assert shown.count("<th>") == 2 and "&lt;i&gt;" in shown
     for title, body in ladders(DOCS):
-        Tags(report_html_markdown.html(body))
-        assert title and "|---" not in report_html_markdown.html(body)
+        Tags(markdown.html(body))
+        assert title and "|---" not in markdown.html(body)
 
 
 # ---- in a browser ------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ def in_browser(page: str, folder: Path, width: int, dark: bool = False) -> dict[
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
 def test_page_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     seen = in_browser(page.read_text(encoding="utf-8"), tmp_path, width, dark)
-    assert seen["faults"] == [] and seen["title"] == report_html.TITLE
+    assert seen["faults"] == [] and seen["title"] == html.TITLE
     assert len(seen["plots"]) == 5 and all(w > 300 and h > 80 for w, h in seen["plots"])
     assert seen["tables"] == [20, 2, len(numerics(DOCS))]
     assert seen["wide"] <= 0, "the page scrolls sideways"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 
-from flashvl_bench.profile_record import ROOT
-from flashvl_bench.profile_trace import Stack
+from flashvl_bench.profile.record import ROOT
+from flashvl_bench.profile.trace import Stack
 from flashvl_bench.report import duration
 
 WIDTH, ROW, TOP, MARGIN = 1200, 26, 58, 12
