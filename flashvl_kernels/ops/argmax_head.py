@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.cuda import argmax_head as cuda_plan
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
@@ -279,7 +280,11 @@ SPEC = OpSpec(
     cost=cost,
     samples=SAMPLES,
     keep=("w_scale",),
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("argmax_head")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": cuda_plan.why_not,
+        "triton": triton.supports("argmax_head"),
+    },
 )
 
 
