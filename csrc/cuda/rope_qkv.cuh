@@ -112,22 +112,22 @@ __device__ __forceinline__ void rotate(Vec<T, kVec>& low, Vec<T, kVec>& high,
   }
 }
 
-// The head of a row in memory: its first element, and the stride of its channels.
+// A head in memory: its first element, and the stride of its channels.
 template <class T>
 struct HeadPlace {
   Global<T> data;
   int64_t channel;
 };
 
+// Where a head of `row` goes, whose slot is position `token` of `sequence`.
 template <class T>
 __device__ __forceinline__ HeadPlace<T> place_of(const RopeQkvArgs<T>& args, int64_t row,
-                                                 int64_t slot, int64_t head) {
+                                                 int64_t sequence, int64_t token, int64_t head) {
   if (head < args.heads) return {args.q + (row * args.heads + head) * 2 * args.half, 1};
   const int64_t of_kv = head - args.heads;
   const bool value = of_kv >= args.kv_heads;
   const RopeTarget<T>& to = value ? args.v : args.k;
   const int64_t kv_head = value ? of_kv - args.kv_heads : of_kv;
-  const int64_t sequence = slot / args.capacity, token = slot - sequence * args.capacity;
   const int64_t at = sequence * to.sequence + kv_head * to.head + token * to.token;
   return {to.data + at, to.channel};
 }
@@ -168,12 +168,14 @@ __global__ void __launch_bounds__(256, kRopeBlocks) rope_qkv_kernel(RopeQkvArgs<
   const bool pairs = vectors % 2 == 0;
   table_at<kVec>(args.cos, position, c, known, pairs, cosine);
   table_at<kVec>(args.sin, position, c, known, pairs, sine);
+  const int64_t sequence = kept ? slot / args.capacity : 0;
+  const int64_t token = slot - sequence * args.capacity;
 #pragma unroll
   for (int j = 0; j < kRopeHeads; ++j) {
     const int64_t head = group + j * groups;
     if (!moved(head)) continue;
     if (head < args.heads + args.kv_heads) rotate(low[j], high[j], cosine, sine);
-    const HeadPlace<T> to = place_of(args, row, slot, head);
+    const HeadPlace<T> to = place_of(args, row, sequence, token, head);
     to.data.store(along(c, to.channel), low[j]);
     to.data.store(along(c + args.half, to.channel), high[j]);
   }

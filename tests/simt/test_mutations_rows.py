@@ -135,7 +135,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the capacity of a sequence forgotten": fault(
         CACHED, "two sequences, padding skipped", "rope_qkv.cuh",
-        "sequence = slot / args.capacity", "sequence = 0 * args.capacity", "output",
+        "kept ? slot / args.capacity : 0", "0", "output",
     ),
     "a sequence's offset of 32 bits": fault(
         CACHED, "sequences past 2^31", "rope_qkv.cuh",
