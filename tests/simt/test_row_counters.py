@@ -11,7 +11,7 @@ from torch import Tensor
 from flashvl_kernels import numerics, simt
 from flashvl_kernels.cuda.device import H100, L4, Device
 from flashvl_kernels.spec import REGISTRY
-from tests.simt.test_ops import normal, wrong
+from tests.simt.test_ops import flat_call, normal, wrong
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 
@@ -143,6 +143,16 @@ def test_strided_tables_leave_the_features_their_vectors(dtype: torch.dtype) -> 
     assert not wrong(spec, flat, result), "\n".join(wrong(spec, flat, result))
     assert result.launches[0].kernel.expression == "rope_qkv_kernel<BF16, 8>"
     assert result.launches[0].arguments.cos.row == 64
+
+
+@pytest.mark.parametrize(
+    "name", ["too few image rows", "too many image rows", "another negative id"]
+)
+def test_ids_that_the_cpu_would_refuse(name: str) -> None:
+    """Nothing looks at their values on a GPU: the result is the reference's, no address is made."""
+    spec = REGISTRY["merge_image_tokens"]
+    flat = flat_call(spec, next(s for s in spec.samples if s.name == name), torch.bfloat16)
+    assert not wrong(spec, flat, simt.call(spec, flat, L4))
 
 
 def test_positions_and_slots_out_of_range_are_masked() -> None:
