@@ -17,6 +17,12 @@ namespace flashvl::cuda {
 constexpr int kHeadWarps = kRowsATile;  // a warp a row when the best are kept
 constexpr int kHeadThreads = kHeadWarps * kWarp;
 constexpr int kHeadWords = kHeadWarps * kWordsATile;  // of a block at a time
+// Between the keys of two rows: the four rows and four words of half a warp have banks of their
+// own.
+constexpr int kKeyPitch = kHeadWords + 2;
+// Blocks a multiprocessor holds at least: in fp32 the sums of eight rows take the registers of two.
+template <class T>
+constexpr int kHeadBlocks = sizeof(T) == 4 ? 1 : 2;
 
 template <class T, int kFormat>
 struct ArgmaxHeadArgs {
@@ -101,7 +107,7 @@ __device__ __forceinline__ void normalise_rows(const ArgmaxHeadArgs<T, kFormat>&
   sync_block();
 }
 
-// The keys of 128 words, [rows, 128]: each warp's 16 words.
+// The keys of 128 words, [rows, kKeyPitch]: each warp's 16 words.
 template <bool kWide, class T, int kFormat>
 __device__ __forceinline__ void store_keys(const ArgmaxHeadArgs<T, kFormat>& args,
                                            const Shared<T>& x, int64_t first, int rows,
@@ -115,7 +121,7 @@ __device__ __forceinline__ void store_keys(const ArgmaxHeadArgs<T, kFormat>& arg
     const int64_t word = first + place;
     if (row < rows) {
       const int64_t key = word < args.vocabulary.words ? key_of(round_to<T>(d[i]), word) : kNoWord;
-      keys.store(row * kHeadWords + place, key);
+      keys.store(row * kKeyPitch + place, key);
     }
   }
 }
@@ -152,14 +158,14 @@ __device__ __forceinline__ void store_best(const ArgmaxHeadArgs<T, kFormat>& arg
 
 // The grid is (groups of rows, blocks of words): groups run beside each other over the same words.
 template <class T, int kFormat, bool kWide>
-__global__ void __launch_bounds__(kHeadThreads, 2)
+__global__ void __launch_bounds__(kHeadThreads, kHeadBlocks<T>)
     argmax_head_kernel(ArgmaxHeadArgs<T, kFormat> args) {
   using V = Vocabulary<T, kFormat>;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * args.rows_at_once;
   const int rows =
       static_cast<int>(min(args.rows - first_row, static_cast<int64_t>(args.rows_at_once)));
   const Shared<int64_t> keys = dynamic_shared<int64_t>();
-  const Shared<T> x = dynamic_shared<T>(static_cast<int64_t>(args.rows_at_once) * kHeadWords *
+  const Shared<T> x = dynamic_shared<T>(static_cast<int64_t>(args.rows_at_once) * kKeyPitch *
                                         static_cast<int64_t>(sizeof(int64_t)));
   normalise_rows<kWide>(args, first_row, rows, x);
 
@@ -174,7 +180,7 @@ __global__ void __launch_bounds__(kHeadThreads, 2)
     if (mine < rows) {
 #pragma unroll 1
       for (int i = 0; i < kHeadWords; i += kWarp) {
-        best.offer(keys.load(mine * kHeadWords + i + lane()));
+        best.offer(keys.load(mine * kKeyPitch + i + lane()));
       }
     }
     sync_block();

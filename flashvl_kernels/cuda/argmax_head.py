@@ -26,6 +26,8 @@ THREADS = 256
 """kHeadThreads."""
 WORDS = 128
 """Of a block at a time: kHeadWords."""
+KEY_PITCH = WORDS + 2
+"""Keys between two rows of them: kKeyPitch."""
 ROWS = 8
 """At most, for one reading of the words: kRowsATile."""
 MOST = 128
@@ -57,7 +59,7 @@ def columns_a_vector(itemsize: int, format: str) -> int:
 def shared_bytes(rows: int, columns: int, itemsize: int, format: str) -> int:
     """Keys of 128 words and the normalised rows, in whole chunks."""
     chunk = 4 * columns_a_vector(itemsize, format)
-    return rows * (WORDS * 8 + ceil_div(columns, chunk) * chunk * itemsize)
+    return rows * (KEY_PITCH * 8 + ceil_div(columns, chunk) * chunk * itemsize)
 
 
 def plan(

@@ -27,7 +27,7 @@ def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault
     return Fault(op, file, old, new, seen, flat_call(spec, sample, torch.bfloat16))
 
 
-COMPRESS, IMAGE = "compress_tokens", "image_to_patches"
+COMPRESS, IMAGE, HEAD = "compress_tokens", "image_to_patches", "argmax_head"
 
 FAULTS = {
     "padding read from the next row": fault(
@@ -103,6 +103,52 @@ FAULTS = {
         IMAGE, "patches of one pixel", "image_to_patches.cuh",
         "if (i + k >= shift && i + k < shift + count) to.store",
         "if (i + k < shift + count) to.store", "shared_uninitialised",
+    ),
+    "keys read before they are there": fault(
+        HEAD, "rows", "argmax_head.cuh",
+        "store_keys<kWide>(args, x, first, rows, keys);\n    sync_block();",
+        "store_keys<kWide>(args, x, first, rows, keys);", "shared_race",
+    ),
+    "rows multiplied before they are normalised": fault(
+        HEAD, "rows", "argmax_head.cuh", "  sync_block();\n}\n\n// The keys", "}\n\n// The keys",
+        "shared_race",
+    ),
+    "words that are not there": fault(
+        HEAD, "ties, int8, every word", "argmax_head.cuh",
+        "word < args.vocabulary.words ? key_of(round_to<T>(d[i]), word) : kNoWord",
+        "key_of(round_to<T>(d[i]), word)", "output",
+    ),
+    "columns past the last one": fault(
+        HEAD, "odd sizes, int4", "vocabulary.cuh", "c + i * kEach < w.columns", "true",
+        "global_out_of_bounds",
+    ),
+    "the higher of equal words": fault(
+        HEAD, "ties", "best_words.cuh", "(0xffffffffu - static_cast<uint32_t>(word))",
+        "static_cast<uint32_t>(word)", "output",
+    ),
+    "logits compared unrounded": fault(
+        HEAD, "ties by rounding", "argmax_head.cuh", "key_of(round_to<T>(d[i]), word)",
+        "key_of(d[i], word)", "output",
+    ),
+    "negative logits in the wrong order": fault(
+        HEAD, "ties, int8, every word", "best_words.cuh", "bits ^ (bits >> 31 & 0x7fffffff);", "bits;",
+        "output",
+    ),
+    "halves of a fragment swapped": fault(
+        HEAD, "rows", "vocabulary.cuh", "column_pair<T, kFormat>(low, c + 2)",
+        "column_pair<T, kFormat>(low, c)", "output",
+    ),
+    "the nibbles of a byte swapped": fault(
+        HEAD, "odd sizes, int4", "vocabulary.cuh", "i % 2 ? byte >> 4 : byte & 15",
+        "i % 2 ? byte & 15 : byte >> 4", "output",
+    ),
+    "merged by the last block but one": fault(
+        HEAD, "ties of 1120 words, the best 70", "arrival.cuh", "== blocks - 1", "== blocks - 2",
+        "output",
+    ),
+    "a row's offset of 32 bits": fault(
+        HEAD, "third row past 2^31", "rows.cuh", "return row * inner_stride;",
+        "return static_cast<int32_t>(row * inner_stride);", "global_out_of_bounds",
     ),
 }  # fmt: skip
 

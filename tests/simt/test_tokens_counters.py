@@ -9,9 +9,10 @@ import torch
 
 from flashvl_kernels import simt
 from flashvl_kernels.compression import Compression
-from flashvl_kernels.cuda import image_to_patches
+from flashvl_kernels.cuda import argmax_head, image_to_patches
 from flashvl_kernels.cuda.device import L4
 from flashvl_kernels.norm import Norm
+from flashvl_kernels.packing import pack
 from flashvl_kernels.spec import REGISTRY, Maker, capture
 from flashvl_kernels.tiles import TileGrid
 from tests.simt.test_ops import normal, wrong
@@ -93,3 +94,43 @@ def test_an_image_is_read_and_patches_are_written_in_wide_accesses(name: str) ->
     needed = spec.cost(*flat).bytes + extra + 2 * planes
     assert result.bytes_from_memory <= 1.05 * needed
     assert result.counters["global_write_bytes"] <= result.outputs[0].nbytes + planes
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_the_vocabulary_is_read_once(format: str, rows: int) -> None:
+    """At most 1.05 times the bytes that must move, for up to eight rows; on tensor cores."""
+    spec = REGISTRY["argmax_head"]
+    words, columns, k = 1024, 512, 2
+    weight = pack(normal(words, columns), format)
+    flat = (normal(rows, columns), normal(columns), 1e-6, *weight.flat(), k)
+    result = simt.call(spec, flat, L4)
+    assert not result.findings
+    assert torch.equal(result.outputs[1][:, 0], spec.reference(*flat)[1][:, 0])
+    counters = result.counters
+    (launch,) = result.launches
+    assert launch.grid[1] == words // argmax_head.WORDS
+    assert result.bytes_from_memory <= 1.05 * spec.cost(*flat).bytes
+    # Two products of 16 columns for each 32 bytes of 16 words; no bank met twice by x.
+    assert counters["mma"] == words // 16 * columns // 16
+    # But once a block, where the rows of x are put into the order the product reads.
+    assert counters["bank_conflicts"] <= launch.grid[1] * rows * 24
+    assert result.sector_efficiency >= 0.95 or format == "int4"
+
+
+def test_nine_rows_read_the_vocabulary_twice() -> None:
+    flat = (normal(9, 64), normal(64), 1e-6, normal(256, 64), None, "bf16", 64, 1)
+    prepared = argmax_head.prepare(flat, L4)
+    assert prepared.launches[0].grid == (2, 2, 1)
+
+
+def test_the_head_gives_the_same_bits_and_leaves_its_counters_at_zero() -> None:
+    """A launch can be replayed with the memory of the one before, as a CUDA graph does."""
+    flat = (normal(3, 64), normal(64), 1e-6, normal(700, 64), None, "bf16", 64, 5)
+    prepared = argmax_head.prepare(flat, L4)
+    assert prepared.launches[0].grid[1] > 2
+    built = simt.module("argmax_head")
+    first = [out.clone() for out in simt.run(prepared, built).outputs]
+    again = simt.run(prepared, built)
+    assert all(torch.equal(a, b) for a, b in zip(first, again.outputs, strict=True))
+    assert int(prepared.tensors["counters"].abs().sum()) == 0
