@@ -6,13 +6,20 @@ import pytest
 import torch
 
 from flashvl_kernels.compression import Compression
-from flashvl_kernels.cuda import compress_tokens
+from flashvl_kernels.cuda import argmax_head, compress_tokens, image_to_patches
+from flashvl_kernels.cuda.argmax_head import HeadPlan
 from flashvl_kernels.cuda.compress_tokens import CompressPlan
-from flashvl_kernels.cuda.device import DEVICES, H100, Device
+from flashvl_kernels.cuda.device import A100, B200, DEVICES, H100, L4, RTX_4090, Device
+from flashvl_kernels.cuda.launch import Prepared
+from flashvl_kernels.norm import Norm
 from flashvl_kernels.spec import REGISTRY, capture
+from flashvl_kernels.tiles import TileGrid
+
+CPU = torch.device("cpu")
 
 
-def prepared(how: Compression, *shape: int, device: Device = H100, **kwargs: object) -> object:
+def prepared(how: Compression, *shape: int, device: Device = H100, **kwargs: object) -> Prepared:
+    """A call of compress_tokens."""
     spec = REGISTRY["compress_tokens"]
     x = torch.zeros(shape, dtype=torch.bfloat16)
     _, flat = capture(spec.function, x, how, **kwargs)
@@ -45,8 +52,6 @@ def test_every_compress_plan_covers_its_rows(rows: int, columns: int, pooled: bo
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 def test_one_launch_but_where_normalised_tokens_are_pooled(device: Device) -> None:
-    from flashvl_kernels.norm import Norm
-
     norm = Norm(torch.zeros(64, dtype=torch.bfloat16))
     pooled = Compression("average", norm_first=True)
     assert len(prepared(Compression(), 1, 64, 64, device=device).launches) == 1
@@ -67,3 +72,117 @@ def test_orders(how: Compression, order: int) -> None:
     """Four lanes put Unfold's order right for blocks of 2x2."""
     (launch,) = prepared(how, 1, 64, 64).launches
     assert launch.arguments.order == order
+
+
+def test_what_compress_tokens_refuses() -> None:
+    shuffle = *Compression().flat(), -1, -1, 0
+    x = torch.empty(2**15, 2**18, 1, device="meta", dtype=torch.bfloat16)
+    assert compress_tokens.why_not(x[:1], None, None, 1e-6, *shuffle) is None
+    told = compress_tokens.why_not(x, None, None, 1e-6, *shuffle)
+    assert told == f"{2**33} tokens; the CUDA kernel takes up to 2^31 - 1"
+    wide = Compression(factor=2**15, pad=True)
+    told = compress_tokens.why_not(
+        x[:1, :1].expand(1, 1, 4), None, None, 1e-6, *wide.flat(), 1, 1, 0
+    )
+    assert told == f"{2**32} channels an output; the CUDA kernel takes fewer than 2^31"
+
+
+def test_a_photo_is_staged_by_warps_of_lines() -> None:
+    """4000 pixels to 512: 32 taps and up to 3 to begin at a multiple of 4."""
+    filter = image_to_patches._filter(4000, 512, CPU)
+    assert filter.taps == 36
+    found = image_to_patches.resize_plan(filter, 512, 3000)
+    assert found is not None and (found.outputs, found.lines) == (32, 32)
+    assert found.shared_bytes <= image_to_patches.SHARED_WANTED
+    second = image_to_patches.patches_plan(
+        image_to_patches._filter(3000, 512, CPU), 32, 16, True, 2
+    )
+    assert second is not None and second.tokens == 4
+    assert (second.staged.lines, second.staged.outputs) == (64, 16)
+
+
+@pytest.mark.parametrize(("size", "out"), [(1, 15), (24, 24), (37, 20), (4000, 512), (10000, 56)])
+@pytest.mark.parametrize("patch", [1, 14, 16, 32])
+@pytest.mark.parametrize("down", [False, True])
+def test_staged_positions_hold_what_every_block_reads(
+    size: int, out: int, patch: int, down: bool
+) -> None:
+    filter = image_to_patches._filter(size, out, CPU)
+    plans = [image_to_patches.resize_plan(filter, out, 3000)]
+    second = image_to_patches.patches_plan(filter, 8, patch, down, 2)
+    plans.append(None if second is None else second.staged)
+    for found in plans:
+        assert found is not None
+        assert found.pitch % 8 == 4 and found.pitch >= found.positions
+        assert found.shared_bytes <= image_to_patches.SHARED_LIMIT
+        for begin in range(out):
+            first = int(filter.starts[begin]) // 16 * 16
+            last = int(filter.starts[min(begin + found.outputs, out) - 1]) + filter.taps
+            assert last <= first + found.positions
+
+
+def test_the_filter_is_pillows_moved_to_multiples_of_four() -> None:
+    from flashvl_kernels.ops.image_to_patches import _filter_weights
+
+    filter = image_to_patches._filter(1000, 300, CPU)
+    first, weight = _filter_weights(1000, 300)
+    assert bool((filter.first % 4 == 0).all())
+    for i in range(300):
+        lead = int(first[i]) - int(filter.first[i])
+        expected = torch.zeros(filter.taps, dtype=torch.int32)
+        expected[lead : lead + weight.shape[1]] = weight[i].to(torch.int32)
+        assert torch.equal(filter.weight[i], expected)
+
+
+def test_an_image_reduced_too_far_is_refused() -> None:
+    image = torch.empty(1, 2**24, 3, dtype=torch.uint8)
+    half = [0.5, 0.5, 0.5]
+    told = image_to_patches.why_not(image, *TileGrid(1, 1, 1).flat(), half, half, 1, torch.float32)
+    assert told is not None and "reduce the image first" in told
+
+
+@pytest.mark.parametrize(
+    ("device", "blocks"), [(H100, 264), (A100, 216), (L4, 116), (RTX_4090, 256), (B200, 296)]
+)
+@pytest.mark.parametrize("rows", [1, 8])
+def test_the_head_of_the_2b_model_fills_every_device(
+    device: Device, blocks: int, rows: int
+) -> None:
+    """Eight rows of 1536 channels are 24 KiB, their keys 8: two blocks a multiprocessor."""
+    found = argmax_head.plan(rows, 151936, 1536, 2, "bf16", device)
+    assert found == HeadPlan(rows, 1, blocks, rows * (1536 * 2 + 130 * 8))
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+@pytest.mark.parametrize("rows", [1, 5, 9, 1000])
+@pytest.mark.parametrize("columns", [0, 77, 1536, 8192, 24000])
+@pytest.mark.parametrize("format", argmax_head.FORMATS)
+def test_every_head_plan_fits(device: Device, rows: int, columns: int, format: str) -> None:
+    for itemsize in (2, 4):
+        if argmax_head.shared_bytes(1, columns, itemsize, format) > argmax_head.LEAST_SHARED:
+            continue
+        found = argmax_head.plan(rows, 32000, columns, itemsize, format, device)
+        assert found.groups * found.rows >= rows > (found.groups - 1) * found.rows
+        assert 1 <= found.blocks <= 250 and found.rows <= argmax_head.ROWS
+        limit = device.shared_bytes_per_block - argmax_head.STATIC_BYTES
+        assert found.shared_bytes <= limit
+
+
+def test_wide_hidden_sizes_take_fewer_rows_at_a_time() -> None:
+    """8192 channels in bf16: eight rows are 136 KiB, which an H100 has and an L4 has not."""
+    assert argmax_head.plan(8, 128000, 8192, 2, "bf16", H100).rows == 8
+    assert argmax_head.plan(8, 128000, 8192, 2, "bf16", L4).rows == 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "format", "k", "told"),
+    [
+        (1536, "int8_panels", 1, "w_vocab is in panels"),
+        (1536, "bf16", 129, "k is 129; the CUDA kernel keeps up to 128 tokens"),
+        (10**5, "int4", 1, "rows have 100000 channels; the CUDA kernel keeps one in 98304 bytes"),
+    ],
+)
+def test_what_argmax_head_refuses(columns: int, format: str, k: int, told: str) -> None:
+    x, w = torch.empty(1, columns, dtype=torch.bfloat16), torch.empty(200, 1)
+    reason = argmax_head.why_not(x, x[0], 1e-6, w, None, format, columns, k)
+    assert reason is not None and reason.startswith(told)
