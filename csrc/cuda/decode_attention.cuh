@@ -9,6 +9,7 @@
 // the host need not know.
 #pragma once
 
+#include "arrival.cuh"
 #include "flash.cuh"
 
 namespace flashvl::cuda {
@@ -68,21 +69,6 @@ __device__ __forceinline__ void merge_parts(int parts, int rows, S softmax, O ou
     }
     visit(row, channel, total, top, sum);
   }
-}
-
-// Whether this block is the last of `blocks` to count itself; then it sees what the others wrote.
-__device__ __forceinline__ bool last_to_arrive(Global<int> counter, int blocks) {
-  FLASHVL_SHARED(int, before, 1);
-  fence_device();
-  sync_block();
-  if (threadIdx.x == 0) before.store(0, counter.atomic_add(0, 1));
-  sync_block();
-  const bool last = before.load(0) == blocks - 1;
-  if (last) {
-    fence_device();
-    if (threadIdx.x == 0) counter.store(0, 0);
-  }
-  return last;
 }
 
 template <class T>

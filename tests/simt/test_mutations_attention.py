@@ -109,7 +109,7 @@ FAULTS = {
         "sum = fmaf(weight, s[1], sum);", "sum += s[1];", "output",
     ),
     "merged by the last block but one": fault(
-        DECODE, "keys and heads in several blocks", "decode_attention.cuh",
+        DECODE, "keys and heads in several blocks", "arrival.cuh",
         "== blocks - 1", "== blocks - 2", "output",
     ),
     "keys past the length": fault(
