@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.cuda import gelu_mlp as cuda_plan
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
@@ -269,7 +270,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": SUPPORTS_ALL, "triton": triton.supports("gelu_mlp")},
+    kernels={
+        "cpu": SUPPORTS_ALL,
+        "cuda": cuda_plan.why_not,
+        "triton": triton.supports("gelu_mlp"),
+    },
     keep=("w1_scale", "w2_scale"),
 )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.cuda import swiglu_mlp as cuda_plan
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.panels import PANEL
@@ -257,7 +258,11 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
-    kernels={"cpu": no_cpu_kernel, "triton": triton.supports("swiglu_mlp")},
+    kernels={
+        "cpu": no_cpu_kernel,
+        "cuda": cuda_plan.why_not,
+        "triton": triton.supports("swiglu_mlp"),
+    },
     keep=("gate_up_scale", "down_scale"),
 )
 
