@@ -10,9 +10,12 @@
 namespace flashvl::cuda {
 
 // kWordColumns: columns in 4 bytes. kGroup: columns that share a scale; 0 for whole rows.
-template <class T>
-struct Plain {
-  static constexpr int kWordColumns = 4 / sizeof(T);
+struct Plain16 {  // bf16 or fp16, as x is
+  static constexpr int kWordColumns = 2;
+  static constexpr int kGroup = 0;
+};
+struct Plain32 {
+  static constexpr int kWordColumns = 1;
   static constexpr int kGroup = 0;
 };
 struct Int8 {
@@ -47,7 +50,7 @@ __device__ __forceinline__ float column_of(Int8, uint32_t word, int i) {
 __device__ __forceinline__ float column_of(Int4, uint32_t word, int i) {
   return small_integer((word >> 4 * i) & 15u, 8.0f);
 }
-__device__ __forceinline__ float column_of(Plain<float>, uint32_t word, int) {
+__device__ __forceinline__ float column_of(Plain32, uint32_t word, int) {
   return __builtin_bit_cast(float, word);
 }
 
@@ -57,7 +60,7 @@ __device__ __forceinline__ uint32_t columns_of(W, uint32_t word, int i) {
   return operand_pair<T>(column_of(W{}, word, 2 * i), column_of(W{}, word, 2 * i + 1));
 }
 template <class T>
-__device__ __forceinline__ uint32_t columns_of(Plain<T>, uint32_t word, int) {
+__device__ __forceinline__ uint32_t columns_of(Plain16, uint32_t word, int) {
   return word;
 }
 

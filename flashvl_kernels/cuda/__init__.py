@@ -17,3 +17,9 @@ def plan_module(op: str) -> ModuleType | None:
     """The module that plans `op`, or None where the op has no CUDA kernel yet."""
     name = f"{__name__}.{op}"
     return import_module(name) if find_spec(name) else None
+
+
+def kernels_of(op: str) -> str:
+    """The op whose csrc/cuda/<op>.cuh is compiled for `op`: itself, or what its plan names as
+    KERNELS, so that kernels which several ops launch are compiled once."""
+    return getattr(plan_module(op), "KERNELS", op)

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import flashvl_kernels  # noqa: F401  (registers the ops)
-from flashvl_kernels.cuda import nvrtc, plan_module, store
+from flashvl_kernels.cuda import kernels_of, nvrtc, plan_module, store
 from flashvl_kernels.cuda.launch import Instance
 from flashvl_kernels.spec import REGISTRY
 
 
 def kernels(ops: Sequence[str] = ()) -> list[tuple[str, Instance]]:
-    """(op, kernel) of all that launch plans may name; of `ops` only, where some are given.
+    """(op, kernel) of all that launch plans may name; of `ops` only, where some are given. Kernels
+    that ops share are there once.
 
     Raises ValueError for an op without a CUDA kernel.
     """
@@ -24,8 +25,8 @@ def kernels(ops: Sequence[str] = ()) -> list[tuple[str, Instance]]:
         plan = plan_module(op) if op in REGISTRY else None
         if plan is None:
             raise ValueError(f"{op} has no CUDA kernel; see the table in docs/ops.md")
-        found += [(op, instance) for instance in plan.instances()]
-    return found
+        found += [(kernels_of(op), instance) for instance in plan.instances()]
+    return list(dict.fromkeys(found))
 
 
 def compile_all(capability: int, ops: Sequence[str] = ()) -> int:

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from flashvl_kernels import extension
-from flashvl_kernels.cuda import ahead, nvcc, sources
+from flashvl_kernels.cuda import ahead, kernels_of, nvcc, sources
 from flashvl_kernels.cuda.device import ARCHITECTURES
 from flashvl_kernels.cuda.launch import Instance
 
@@ -57,6 +57,7 @@ class Archive:
 
     def kernel(self, op: str, instance: Instance) -> tuple[bytes, str]:
         """The image of `op`, and the name of `instance` in it."""
+        op = kernels_of(op)
         if op not in self._images:
             self._images[op] = self._zip.read(op)
         return self._images[op], self._entries[op][instance.expression]

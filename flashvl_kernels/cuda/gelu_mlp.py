@@ -9,6 +9,8 @@ from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import Instance, Prepared
 
 ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
+KERNELS = "linear"
+"""They are those of linear."""
 
 
 def instances() -> list[Instance]:

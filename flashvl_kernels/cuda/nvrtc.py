@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flashvl_kernels.cuda import sources, store
+from flashvl_kernels.cuda import kernels_of, sources, store
 from flashvl_kernels.cuda.launch import Instance
 
 FLAGS = ("--std=c++17", "-default-device")
@@ -81,6 +81,7 @@ def target(capability: int) -> tuple[str, bool]:
 def compile(op: str, instance: Instance, capability: int) -> Compiled:
     """`instance` of csrc/cuda/<op>.cuh for a GPU of `capability`, from the disk if it is there."""
     architecture, binary = target(capability)
+    op = kernels_of(op)
     name = store.key(sources.digest(), version(), *FLAGS, architecture, op, instance.expression)
     kept = store.load(name)
     if kept is None:

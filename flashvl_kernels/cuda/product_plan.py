@@ -161,7 +161,8 @@ class ProductArgs(ctypes.Structure):
 
 
 def _format_name(weight_format: str, dtype: torch.dtype) -> str:
-    return {"bf16": f"Plain<{TYPES[dtype]}>", "int8": "Int8", "int4": "Int4"}[weight_format]
+    plain = f"Plain{8 * dtype.itemsize}"
+    return {"bf16": plain, "int8": "Int8", "int4": "Int4"}[weight_format]
 
 
 def _instance(kernel: str, dtype: torch.dtype, weight_format: str, row_warps: int = 0) -> Instance:

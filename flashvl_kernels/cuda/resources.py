@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashvl_kernels.cuda import plan_module
+from flashvl_kernels.cuda import kernels_of, plan_module
 from flashvl_kernels.cuda.device import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,11 +49,11 @@ def nvcc_release() -> str:
 
 
 def ops() -> list[str]:
-    """Every op with a CUDA kernel."""
+    """Every op with CUDA kernels of its own."""
     return sorted(
         path.stem
         for path in (ROOT / "csrc" / "cuda").glob("*.cuh")
-        if plan_module(path.stem) is not None
+        if plan_module(path.stem) is not None and kernels_of(path.stem) == path.stem
     )
 
 

@@ -8,6 +8,9 @@ from flashvl_kernels.cuda import product_plan
 from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import Instance, Prepared
 
+KERNELS = "linear"
+"""They are those of linear."""
+
 
 def instances() -> list[Instance]:
     """The kernels to build."""

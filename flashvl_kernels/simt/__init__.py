@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import numerics
-from flashvl_kernels.cuda import plan_module
+from flashvl_kernels.cuda import kernels_of, plan_module
 from flashvl_kernels.cuda.device import H100, Device
 from flashvl_kernels.cuda.launch import Launch, Prepared
 from flashvl_kernels.simt.build import SimtError, build, sanitized, unavailable
@@ -90,7 +90,8 @@ def module(op: str) -> ModuleType:
     plan = plan_module(op)
     if plan is None:
         raise SimtError(f"simt: {op} has no CUDA kernel: flashvl_kernels/cuda/{op}.py is missing")
-    return build(f'#include "cuda/{op}.cuh"', plan.instances(), f"csrc/cuda/{op}.cuh")
+    source = kernels_of(op)
+    return build(f'#include "cuda/{source}.cuh"', plan.instances(), f"csrc/cuda/{source}.cuh")
 
 
 def call(
