@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--markdown", metavar="FILE", help="write a pull request's summary here")
     for command in (gate, profile, page):
         command.arguments(commands)
+    host = commands.add_parser("host", help="what a call of a GPU op costs on the host; no GPU")
+    host.add_argument("--op", type=_words, default=(), help="names, by commas (default: all)")
+    host.add_argument("--backend", type=_words, default=(), help="triton, cuda (default: both)")
+    host.add_argument("--seconds", type=float, help="time for each figure (default: 0.5)")
     return parser
 
 
@@ -159,6 +163,10 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 <= options.least < 10:
             parser.error(f"--least is {options.least}; needs a share such as 0.05")
         return compare.run(options.before, options.after, options.least, options.markdown)
+    if options.command == "host":
+        from flashvl_bench import host
+
+        return host.main(parser, options)
     if options.threads:
         import torch
 
