@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels import extension, triton
+from flashvl_kernels import extension, gpu, triton
 
 if TYPE_CHECKING:
     from flashvl_kernels.spec import OpSpec
@@ -156,14 +156,15 @@ def why_not(
 
 
 def _why_not_cuda(device: torch.device | None = None) -> str | None:
-    """Why no CUDA kernel can run on `device` (the current one); asked once a device, then known."""
+    """Why no CUDA kernel can run on `device` (the current one); known after the first call."""
     from flashvl_kernels.cuda import driver
 
     reason = driver.why_not()
     if reason is not None:
         return reason
-    major, minor = torch.cuda.get_device_capability(device)
-    return driver.why_not_on(10 * major + minor)
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return driver.why_not_on(gpu.describe(device).capability)
 
 
 def choose(spec: OpSpec, args: tuple[Any, ...], device: str | None = None) -> Kernel:

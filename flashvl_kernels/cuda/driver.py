@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashvl_kernels import gpu
 from flashvl_kernels.cuda import built, nvrtc, plan_module
-from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import Instance, Launch, Prepared
 
 DEFAULT_SHARED = 48 * 1024
@@ -60,27 +60,13 @@ def _carried(capability: int) -> built.Archive | None:
     return found if found is not None and found.covers(capability) else None
 
 
-@cache
-def device(index: int) -> Device:
-    """What launch plans need to know of CUDA device `index`."""
-    p = torch.cuda.get_device_properties(index)
-    return Device(
-        p.name,
-        10 * p.major + p.minor,
-        p.multi_processor_count,
-        p.max_threads_per_multi_processor,
-        p.shared_memory_per_multiprocessor,
-        p.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # in CUDA builds only
-    )
-
-
 def run(op: str, *flat: Any) -> Any:
     """The op on schema arguments, whose tensors are on one CUDA device."""
     plan = plan_module(op)
     assert plan is not None, f"{op} claims a CUDA kernel"
     where = next(arg.device for arg in flat if isinstance(arg, Tensor))
-    with torch.cuda.device(where):
-        here = device(where.index)
+    with gpu.on(where):
+        here = gpu.describe(where)
         prepared: Prepared = plan.prepare(flat, here)
         stream = torch.cuda.current_stream(where).cuda_stream
         for launch in prepared.launches:
@@ -110,12 +96,23 @@ def _module(index: int, image: bytes) -> Any:
 def start(loaded: Any, launch: Launch, stream: int) -> None:
     """Queue one launch on `stream`."""
     if launch.shared_bytes > DEFAULT_SHARED:
-        attribute = _driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _call("cuFuncSetAttribute", loaded, attribute, launch.shared_bytes)
+        _allow(loaded, launch.shared_bytes)
     # The driver copies the one parameter, a struct, before it returns.
     parameters = (ctypes.c_void_p * 1)(ctypes.addressof(launch.arguments))
     size = (*launch.grid, *launch.block, launch.shared_bytes)
     _call("cuLaunchKernel", loaded, *size, stream, ctypes.addressof(parameters), 0)
+
+
+_ALLOWED: dict[Any, int] = {}
+"""Bytes of dynamic shared memory that each function was allowed; it keeps them."""
+
+
+def _allow(loaded: Any, shared_bytes: int) -> None:
+    if _ALLOWED.get(loaded, 0) >= shared_bytes:
+        return
+    attribute = _driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    _call("cuFuncSetAttribute", loaded, attribute, shared_bytes)
+    _ALLOWED[loaded] = shared_bytes
 
 
 @cache

@@ -9,9 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashvl_kernels.gpu import VECTOR_BYTES, ceil_div, merged_axes, power_of_two
+
+__all__ = [
+    "TYPES",
+    "VECTOR_BYTES",
+    "WARP",
+    "Instance",
+    "Launch",
+    "Prepared",
+    "Rows",
+    "Size3",
+    "address",
+    "ceil_div",
+    "power_of_two",
+    "rows_of",
+    "vector_width",
+]
+
 WARP = 32
-VECTOR_BYTES = 16
-"""The widest access of one thread."""
 
 TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "float"}
 """The element types of csrc/cuda/types.cuh."""
@@ -69,15 +85,7 @@ class Rows(ctypes.Structure):
 def rows_of(tensor: Tensor) -> tuple[Tensor, Rows]:
     """The rows of [..., C] as the kernels read them: the tensor itself where one or two strides
     reach all rows and a row's elements are neighbours, else a contiguous copy."""
-    columns = tensor.shape[-1]
-    groups: list[tuple[int, int]] = []  # (rows, stride), outermost first
-    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
-        if size == 1:
-            continue
-        if groups and groups[-1][1] == size * stride:
-            groups[-1] = (groups[-1][0] * size, stride)
-        else:
-            groups.append((size, stride))
+    columns, groups = tensor.shape[-1], merged_axes(tensor)
     if len(groups) > 2 or (columns > 1 and tensor.stride(-1) != 1):
         count = tensor.numel() // columns if columns else 0
         return tensor.contiguous(), Rows(max(count, 1), columns, 0)
@@ -94,16 +102,6 @@ def vector_width(itemsize: int, sizes: tuple[int, ...], addresses: tuple[int, ..
     width = VECTOR_BYTES // itemsize
     fits = all(size % width == 0 for size in sizes)
     return width if fits and all(a % VECTOR_BYTES == 0 for a in addresses) else 1
-
-
-def ceil_div(n: int, by: int) -> int:
-    """n / by, rounded up."""
-    return -(-n // by)
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def address(tensor: Tensor | None) -> int:

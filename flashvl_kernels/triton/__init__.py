@@ -51,11 +51,17 @@ def missing() -> str | None:
     return None
 
 
+@cache  # it asks the driver, or NVML, every time
+def has_gpu() -> bool:
+    """PyTorch sees a CUDA or ROCm GPU."""
+    return torch.cuda.is_available()
+
+
 def unavailable(device: str) -> str | None:
     """Why no Triton kernel can run tensors on `device` (a type such as "cuda"); None if one can."""
     if version() is None:
         return missing()
-    if not torch.cuda.is_available():
+    if not has_gpu():
         return "torch sees no CUDA or ROCm GPU on this machine; use the cpu or torch backend"
     if device != "cuda":
         return f"the tensors are on {device}; move them to cuda or use the torch backend"

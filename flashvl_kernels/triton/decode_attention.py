@@ -103,7 +103,7 @@ def shares_of(programs: int, capacity: int, keys: int, device: Device) -> int:
     Two programs a processor keep the memory busy; a share below 4 blocks of keys would spend more
     on writing and reading its result than on its keys.
     """
-    wanted = launch.ceil_div(2 * device.processors, programs)
+    wanted = launch.ceil_div(2 * device.multiprocessors, programs)
     return max(min(wanted, capacity // (4 * keys), MOST_SHARES), 1)
 
 

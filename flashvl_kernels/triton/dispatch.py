@@ -26,16 +26,16 @@ _TENSORS = frozenset((Tensor, nn.Parameter))
 
 
 def queue(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """`kernel[grid](*args, **constants)`; `args` are its run-time parameters, in order.
+    """`kernel[grid](*args, **constants)`; `args` are its run-time parameters, a tensor first.
 
-    On the current device and stream. While a profiler has hooks on launches, or under another
-    version of Triton, the launch is Triton's own.
+    On the stream of that tensor's device, which is the current one (`launch.on`). While a profiler
+    has hooks on launches, or under another version of Triton, the launch is Triton's own.
     """
     runtime = triton.knobs.runtime
     if not DIRECT or runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
         kernel[grid](*args, **constants)
         return
-    device = driver.active.get_current_device()
+    device = args[0].get_device()
     key = _key(kernel, device, args, constants)
     found = _COMPILED.get(key)
     if found is None:

@@ -63,7 +63,7 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
         return Block(min(short, 32), 32, 8 if width > 80 else 4, 1)
     hopper, blackwell = device.capability == 90, 100 <= device.capability < 120
     fits = width <= (128 if hopper else 80)
-    enough = heads * -(-rows // 128) >= device.processors
+    enough = heads * -(-rows // 128) >= device.multiprocessors
     taken = min(short, 128 if fits and enough else 64)
     keys = 64 if (hopper or blackwell) and width <= 128 else 32
     eight = taken == 128 or (blackwell and width > 80)

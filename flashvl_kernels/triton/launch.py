@@ -1,89 +1,41 @@
-"""What a launch is chosen from: the device's properties, the shape of a tile, the rows of a tensor.
-
-Every choice is a pure function of shapes and a `Device`, so that the tests can ask for the choice
-on a GPU they do not have, and the compile check builds exactly what a launch would.
-"""
+"""What Triton launches are made from: the shape of a tile, the rows of a tensor."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, lru_cache
 
-import torch
 from torch import Tensor
 
-VECTOR_BYTES = 16
-"""The widest access of one thread to global memory, on every GPU so far."""
+from flashvl_kernels import gpu
+from flashvl_kernels.gpu import (
+    EMULATED,
+    VECTOR_BYTES,
+    Device,
+    ceil_div,
+    describe,
+    merged_axes,
+    power_of_two,
+)
 
-
-@dataclass(frozen=True)
-class Device:
-    """What launch choices depend on.
-
-    arch: "sm_90" or "gfx942". warp: threads a warp (wave). processors: SMs or compute units.
-    shared: bytes of shared memory (LDS) a block may take.
-    """
-
-    arch: str
-    warp: int
-    processors: int
-    shared: int
-
-    @property
-    def amd(self) -> bool:
-        """An AMD GPU, under ROCm."""
-        return self.arch.startswith("gfx")
-
-    @property
-    def capability(self) -> int:
-        """90 for sm_90; 0 on an AMD GPU."""
-        return 0 if self.amd else int(self.arch.removeprefix("sm_"))
-
-
-EMULATED = Device("sm_90", 32, 132, 232448)
-"""What a tensor off the GPU is launched for, as the tests do: an H100."""
-
-
-@lru_cache(maxsize=32)
-def describe(device: torch.device) -> Device:
-    """The properties of the GPU behind `device`."""
-    if device.type != "cuda":
-        return EMULATED
-    found = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        arch = str(found.gcnArchName).split(":")[0]
-        return Device(arch, found.warp_size, found.multi_processor_count, 65536)
-    shared = int(getattr(found, "shared_memory_per_block_optin", 101376))
-    arch = f"sm_{found.major}{found.minor}"
-    return Device(arch, found.warp_size, found.multi_processor_count, shared)
-
-
-@cache
-def _several() -> bool:
-    return torch.cuda.device_count() > 1
-
-
-_NOTHING = nullcontext()
+__all__ = [
+    "EMULATED",
+    "VECTOR_BYTES",
+    "Device",
+    "Rows",
+    "Tile",
+    "ceil_div",
+    "describe",
+    "on",
+    "power_of_two",
+    "rows_of",
+    "tile",
+]
 
 
 def on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Makes the tensor's GPU the current one: Triton launches on the current device's stream.
-    The only GPU of a machine is it already."""
-    if tensor.is_cuda and _several():
-        return torch.cuda.device(tensor.device)
-    return _NOTHING
-
-
-def ceil_div(number: int, by: int) -> int:
-    """number / by, rounded up. triton.cdiv looks into both for constants of kernels, which takes
-    ten times as long."""
-    return -(-number // by)
-
-
-def power_of_two(number: int) -> int:
-    """The least power of two that is at least `number`."""
-    return 1 << max(number - 1, 0).bit_length()
+    """Makes the tensor's GPU the current one: Triton launches on the current device's stream."""
+    return gpu.on(tensor.device)
 
 
 @dataclass(frozen=True)
@@ -110,7 +62,7 @@ def tile(rows: int, columns: int, itemsize: int, device: Device, widest: int = 2
     while (
         width * height * itemsize < 4096
         and height < rows
-        and -(-rows // (2 * height)) * -(-columns // width) >= 2 * device.processors
+        and -(-rows // (2 * height)) * -(-columns // width) >= 2 * device.multiprocessors
     ):
         height *= 2
     threads = width * height * itemsize // VECTOR_BYTES // 2
@@ -144,15 +96,7 @@ def rows_of(tensor: Tensor, count: int | None = None) -> Rows:
     slice of heads leaves. A tensor with more of them is copied.
     count: how many rows there are, for a tensor that may have no columns to count them by.
     """
-    columns = tensor.shape[-1]
-    axes: list[tuple[int, int]] = []  # (size, stride), merged, outermost first
-    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
-        if size == 1:
-            continue
-        if axes and axes[-1][1] == size * stride:
-            axes[-1] = (axes[-1][0] * size, stride)
-        else:
-            axes.append((size, stride))
+    columns, axes = tensor.shape[-1], merged_axes(tensor)
     if len(axes) > 2:
         return rows_of(tensor.contiguous(), count)
     if count is None:

@@ -172,16 +172,16 @@ def blocks(
     def tiles() -> int:
         return launch.ceil_div(rows, height) * launch.ceil_div(units, width)
 
-    if height == 128 and tiles() < device.processors:
+    if height == 128 and tiles() < device.multiprocessors:
         width = 64
-    if height == 128 and tiles() < device.processors:
+    if height == 128 and tiles() < device.multiprocessors:
         height = 64
     steps = launch.ceil_div(columns, step)
-    splits = 1 if gated else max(min(device.processors // max(tiles(), 1), steps // 2), 1)
+    splits = 1 if gated else max(min(device.multiprocessors // max(tiles(), 1), steps // 2), 1)
     part = launch.ceil_div(steps, splits) * step
     stage = (height + width * (2 if gated else 1)) * step * itemsize
-    most = 4 if device.shared >= 163840 else 3
-    stages = 2 if device.amd else max(min(most, device.shared // stage), 2)
+    most = 4 if device.shared_bytes_per_block >= 163840 else 3
+    stages = 2 if device.amd else max(min(most, device.shared_bytes_per_block // stage), 2)
     splits = launch.ceil_div(columns, part) if part else 1
     warps = 8 if height == 128 and not device.amd else 4
     return Blocks(height, width, step, splits, part, warps, stages)

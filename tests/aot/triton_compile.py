@@ -30,23 +30,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import flashvl_kernels  # noqa: F401  (registers the ops)
+from flashvl_kernels import gpu
 from flashvl_kernels import triton as backend
 from flashvl_kernels.spec import REGISTRY, Maker, OpSpec, capture
-from flashvl_kernels.triton.launch import Device
 
 BUDGET = Path(__file__).with_name("triton_budget.json")
 
-# A GPU of each architecture: A100, RTX 3090, L40S, H100, B200, RTX 5090, MI250X (one die), MI300X.
-TARGETS = {
-    "sm_80": Device("sm_80", 32, 108, 166912),
-    "sm_86": Device("sm_86", 32, 82, 101376),
-    "sm_89": Device("sm_89", 32, 142, 101376),
-    "sm_90": Device("sm_90", 32, 132, 232448),
-    "sm_100": Device("sm_100", 32, 148, 232448),
-    "sm_120": Device("sm_120", 32, 170, 101376),
-    "gfx90a": Device("gfx90a", 64, 110, 65536),
-    "gfx942": Device("gfx942", 64, 304, 65536),
-}
+# A GPU of each architecture.
+GPUS = (gpu.A100, gpu.RTX_3090, gpu.L40S, gpu.H100, gpu.B200, gpu.RTX_5090, gpu.MI250X, gpu.MI300X)
+TARGETS = {device.arch: device for device in GPUS}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

@@ -19,16 +19,22 @@ ROOT = Path(__file__).resolve().parents[2]
 CALL = (torch.ones(2, 8), torch.ones(8), 1e-6, None)
 
 
+def forget() -> None:
+    """What was found out about this machine and is kept."""
+    triton.missing.cache_clear()
+    triton.has_gpu.cache_clear()
+
+
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], None]]:
     """A function that pretends another version of triton, or none, is installed."""
 
     def install(version: str | None) -> None:
         monkeypatch.setattr(triton, "version", lambda: version)
-        triton.missing.cache_clear()
+        forget()
 
     yield install
-    triton.missing.cache_clear()
+    forget()
 
 
 def test_importing_the_package_imports_no_triton() -> None:

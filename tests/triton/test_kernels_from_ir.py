@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 from semantics import executed, rounds_otherwise, wrong
 
 from flashvl_kernels import numerics, triton
+from flashvl_kernels.gpu import RTX_3090, Device
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
 from flashvl_kernels.triton import launch
-from flashvl_kernels.triton.launch import Device
 
 # On a GPU of one processor, tiles join rows and grids loop, as full-size calls do on a real one.
-SMALL = Device("sm_80", 32, 1, 101376)
+SMALL = replace(RTX_3090, multiprocessors=1)
 LAUNCHES = [
     pytest.param(launch.EMULATED, torch.bfloat16, id="bf16"),
     pytest.param(launch.EMULATED, torch.float16, id="fp16"),

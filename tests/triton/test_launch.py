@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from flashvl_kernels.gpu import A100, H100, MI300X, Device
 from flashvl_kernels.triton import launch
-from flashvl_kernels.triton.launch import Device
 
-DEVICES = [launch.EMULATED, Device("sm_80", 32, 1, 101376), Device("gfx942", 64, 304, 65536)]
+DEVICES = [H100, replace(A100, multiprocessors=1), MI300X]
 COLUMNS = (1, 2, 24, 77, 96, 1152, 1536, 2048, 2049, 8960, 32768)
 
 
@@ -31,9 +32,9 @@ def test_a_tile_fits_the_problem_and_the_block(device: Device) -> None:
 
 def test_rows_join_only_where_every_processor_keeps_two_tiles() -> None:
     device = launch.EMULATED
-    assert launch.tile(2 * device.processors, 64, 2, device).rows == 1
-    assert launch.tile(100 * device.processors, 64, 2, device).rows == 32
-    assert launch.tile(8 * device.processors, 64, 2, device).rows == 4
+    assert launch.tile(2 * device.multiprocessors, 64, 2, device).rows == 1
+    assert launch.tile(100 * device.multiprocessors, 64, 2, device).rows == 32
+    assert launch.tile(8 * device.multiprocessors, 64, 2, device).rows == 4
 
 
 def views() -> dict[str, Tensor]:

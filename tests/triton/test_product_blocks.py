@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from flashvl_kernels import triton
@@ -9,18 +11,18 @@ from flashvl_kernels import triton
 if reason := triton.missing():
     pytest.skip(reason, allow_module_level=True)
 
+from flashvl_kernels.gpu import EMULATED, MI300X, RTX_3090, Device
 from flashvl_kernels.triton import product
-from flashvl_kernels.triton.launch import EMULATED, Device
 
 DEVICES = [
     EMULATED,
-    Device("sm_86", 32, 82, 101376),
-    Device("gfx942", 64, 304, 65536),
-    Device("sm_80", 32, 1, 101376),
+    RTX_3090,
+    MI300X,
+    replace(RTX_3090, multiprocessors=1),
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"{d.arch}-{d.processors}")
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"{d.arch}-{d.multiprocessors}")
 @pytest.mark.parametrize("columns", [1, 16, 127, 129, 1100, 1536, 8960])
 @pytest.mark.parametrize(("rows", "units"), [(1, 8), (3, 1536), (40, 2048), (1024, 4304)])
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -31,10 +33,10 @@ def test_parts_hold_every_column_once(
     assert (shape.splits - 1) * shape.part < columns <= shape.splits * shape.part
     assert shape.part % shape.step == 0 and 128 % shape.step == 0
     stage = (shape.rows + shape.units) * shape.step * itemsize
-    assert stage * shape.stages <= device.shared
+    assert stage * shape.stages <= device.shared_bytes_per_block
 
 
 def test_one_row_fills_the_device_and_many_are_not_split() -> None:
     one = product.blocks(1, 1536, 8960, 2, EMULATED)
-    assert one.splits * 1536 // one.units > EMULATED.processors // 2
+    assert one.splits * 1536 // one.units > EMULATED.multiprocessors // 2
     assert product.blocks(1024, 17920, 1536, 2, EMULATED).splits == 1
