@@ -1,5 +1,5 @@
 """The `flashvl-kernels` command: `doctor` examines the installation, `explain` a call; `compile`
-makes the CUDA kernels before they are needed."""
+makes the CUDA kernels before they are needed, `tune` chooses launches of the Triton kernels."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument(
         "--arch", default="80,86,89,90,100,120", help="architectures, by commas (default: all six)"
     )
+    tune = commands.add_parser("tune", help="time the Triton kernels' launch choices on a GPU")
+    tune.add_argument("op", nargs="*", help="names of ops (default: all with a Triton kernel)")
+    tune.add_argument(
+        "--dtype", nargs="+", default=["bfloat16"], choices=("bfloat16", "float16", "float32")
+    )
     return parser
 
 
@@ -53,6 +58,19 @@ def _explain(op: str, sample: str | None, dtype: str, device: str) -> int:
     return 0
 
 
+def _tune(ops: list[str], dtypes: list[str]) -> int:
+    import flashvl_kernels  # noqa: F401  (registers the ops)
+    from flashvl_kernels import triton
+
+    reason = triton.unavailable("cuda")
+    if reason is not None:
+        print(f"tune: {reason}", file=sys.stderr)
+        return 1
+    from flashvl_kernels.triton import tune
+
+    return tune.main(ops, dtypes)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(argv)
@@ -62,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         from flashvl_kernels.cuda import ahead
 
         return ahead.main(options.op, options.arch)
+    if options.command == "tune":
+        return _tune(options.op, options.dtype)
     from flashvl_kernels import doctor
 
     return doctor.main()

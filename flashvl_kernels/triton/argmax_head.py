@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor, int64
 
 from flashvl_kernels.packing import FlatWeight
-from flashvl_kernels.triton import launch, product
+from flashvl_kernels.triton import launch, product, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -141,7 +141,15 @@ def run(
         return values, indices
     xs = launch.rows_of(x, rows)
     device = launch.describe(x.device)
-    shape = product.blocks(rows, words, w_columns, x.element_size(), device)
+    shape = tuned.choose(
+        f"best_of_block_kernel {w_format}",
+        product.blocks,
+        rows,
+        words,
+        w_columns,
+        x.element_size(),
+        device,
+    )
     blocks = launch.ceil_div(words, shape.units)
     each = min(k, shape.units)
     kept = x.new_empty((rows, blocks, each), dtype=int64)

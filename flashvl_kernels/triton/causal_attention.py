@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton import flash, launch, tuned
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import attend, weighted, write_rows
@@ -81,7 +81,10 @@ def run(
     kv_heads = k_cache.shape[1]
     group = heads // kv_heads
     device = launch.describe(q.device)
-    shape = flash.block(tokens * group, batch * kv_heads, head_dim, q.element_size(), device)
+    shape = tuned.choose(
+        "causal_attention_kernel", flash.block,
+        tokens * group, batch * kv_heads, head_dim, q.element_size(), device,
+    )  # fmt: skip
     blocks = launch.ceil_div(tokens * group, shape.rows)
     unit = flash.unit_of(q, k_cache, v_cache)
     strides = [n for t in (q, k_cache, v_cache) for n in flash.strides_of(t, unit)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flashvl_kernels.compression import Compression
 from flashvl_kernels.tiles import TileGrid
-from flashvl_kernels.triton import canvas, launch
+from flashvl_kernels.triton import canvas, launch, tuned
 from flashvl_kernels.triton.canvas import canvas_row
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -217,7 +217,10 @@ def run(
     source = canvas.whole(x, width) if grid is None else canvas.of(x, grid)
     parts, columns = (launch.power_of_two(n) for n in (_parts(how), x.shape[2]))
     device = launch.describe(x.device)
-    warps = launch.tile(1, parts * columns, x.element_size(), device, widest=WIDEST).warps
+    warps = tuned.choose(
+        "shuffle_kernel" if how.kind not in POOLS else "pool_kernel", launch.tile,
+        1, parts * columns, x.element_size(), device, widest=WIDEST,
+    ).warps  # fmt: skip
     arguments = (
         x, x if norm_weight is None else norm_weight, x if norm_bias is None else norm_bias, y,
         out_rows, out_cols, height, width, x.shape[2], norm_eps,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton import flash, launch, tuned
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import attend, read_rows, weighted, write_rows
@@ -125,7 +125,10 @@ def run(
     kv_heads, capacity = k_cache.shape[1:3]
     group = heads // kv_heads
     device = launch.describe(q.device)
-    shape = flash.block(group, batch * kv_heads, head_dim, q.element_size(), device)
+    shape = tuned.choose(
+        "decode_attention_kernel", flash.block,
+        group, batch * kv_heads, head_dim, q.element_size(), device,
+    )  # fmt: skip
     blocks = launch.ceil_div(group, shape.rows)
     programs = batch * kv_heads * blocks
     shares = shares_of(programs, capacity, shape.keys, device)

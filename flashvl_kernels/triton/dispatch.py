@@ -84,3 +84,8 @@ def _remember(
 def forget() -> None:
     """Forget every compiled kernel, e.g. after a test that stood in for the driver."""
     _COMPILED.clear()
+
+
+def compiled() -> list[Any]:
+    """The compiled kernels launched since `forget`."""
+    return [kernel for kernel, _, _ in _COMPILED.values()]

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor, float32
 
 from flashvl_kernels.packing import FlatWeight
-from flashvl_kernels.triton import launch, product
+from flashvl_kernels.triton import launch, product, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -139,7 +139,9 @@ def project(
     rs = xs if residual is None else launch.rows_of(residual)
     shift = y if bias is None else bias
     device = launch.describe(x.device)
-    shape = product.blocks(xs.count, units, columns, x.element_size(), device)
+    shape = tuned.choose(
+        f"product_kernel {w[2]}", product.blocks, xs.count, units, columns, x.element_size(), device
+    )
     partial = y
     if shape.splits > 1:
         partial = x.new_empty((shape.splits, xs.count, units), dtype=float32)
@@ -172,7 +174,7 @@ def _finish(
     epilogue: dict[str, object],
     device: launch.Device,
 ) -> None:
-    tile = launch.tile(rows, units, 4, device, widest=512)
+    tile = tuned.choose("finish_kernel", launch.tile, rows, units, 4, device, widest=512)
     across = launch.ceil_div(units, tile.columns)
     queue(
         finish_kernel, (launch.ceil_div(rows, tile.rows) * across,),

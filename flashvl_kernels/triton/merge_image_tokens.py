@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.ops.merge_image_tokens import SENTINELS
-from flashvl_kernels.triton import launch
+from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -84,7 +84,10 @@ def run(embeds: Tensor, input_ids: Tensor, image_rows: Tensor) -> Tensor:
     rows = launch.rows_of(embeds)
     ids = input_ids.reshape(-1)
     rank = torch.empty(rows.count, dtype=torch.int32, device=embeds.device)
-    shape = launch.tile(rows.count, rows.columns, y.element_size(), launch.describe(embeds.device))
+    shape = tuned.choose(
+        "merge_image_tokens_kernel", launch.tile,
+        rows.count, rows.columns, y.element_size(), launch.describe(embeds.device),
+    )  # fmt: skip
     across = launch.ceil_div(rows.columns, shape.columns)
     with launch.on(embeds):
         queue(

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor, float32
 
 from flashvl_kernels.packing import FlatWeight
-from flashvl_kernels.triton import launch
+from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.launch import Device
@@ -202,7 +202,9 @@ def prepared(x: launch.Rows, weight: Tensor | None, bias: Tensor | None, eps: fl
     statistics = x.tensor.new_empty((3, x.count), dtype=float32)
     device = launch.describe(x.tensor.device)
     itemsize = x.tensor.element_size()
-    shape = launch.tile(x.count, x.columns, itemsize, device, widest=WIDEST_NORM)
+    shape = tuned.choose(
+        "statistics_kernel", launch.tile, x.count, x.columns, itemsize, device, widest=WIDEST_NORM
+    )
     queue(
         statistics_kernel, (launch.ceil_div(x.count, shape.rows),),
         x.tensor, statistics, x.count, x.columns, eps, *x.strides,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton import launch
+from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -71,9 +71,10 @@ def run(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple
         return y, total
     xs = launch.rows_of(x)
     rs = xs if residual is None else launch.rows_of(residual)
-    shape = launch.tile(
-        xs.count, xs.columns, x.element_size(), launch.describe(x.device), widest=WIDEST
-    )
+    shape = tuned.choose(
+        "rms_norm_kernel", launch.tile,
+        xs.count, xs.columns, x.element_size(), launch.describe(x.device), widest=WIDEST,
+    )  # fmt: skip
     with launch.on(x):
         queue(
             rms_norm_kernel, (launch.ceil_div(xs.count, shape.rows),),

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton import launch
+from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.launch import Device, Tile
@@ -118,7 +118,8 @@ def rotate(
         return q
     units = width // (2 * half) * rows
     # Both halves of a head count as its bytes.
-    shape = tile(units, half, qkv.element_size(), launch.describe(qkv.device))
+    device = launch.describe(qkv.device)
+    shape = tuned.choose("rope_qkv_kernel", tile, units, half, qkv.element_size(), device)
     with launch.on(qkv):
         queue(
             rope_qkv_kernel, (launch.ceil_div(units, shape.rows),),

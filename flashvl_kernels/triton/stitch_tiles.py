@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.tiles import TileGrid
-from flashvl_kernels.triton import canvas, launch
+from flashvl_kernels.triton import canvas, launch, tuned
 from flashvl_kernels.triton.canvas import canvas_row
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -59,7 +59,10 @@ def run(x: Tensor, rows: int, cols: int, tile: int, overlap: int, rule: str, bor
     if stitched.numel() == 0:
         return stitched
     positions, source = stitched.shape[0] * grid.canvas_len, canvas.of(x, grid)
-    shape = launch.tile(positions, columns, x.element_size(), launch.describe(x.device))
+    shape = tuned.choose(
+        "stitch_tiles_kernel", launch.tile,
+        positions, columns, x.element_size(), launch.describe(x.device),
+    )  # fmt: skip
     across = launch.ceil_div(columns, shape.columns)
     with launch.on(x):
         queue(

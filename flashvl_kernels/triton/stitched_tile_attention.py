@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.tiles import TileGrid
-from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton import flash, launch, tuned
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import Block, attend, weighted, write_rows
@@ -187,9 +187,12 @@ def launch_rectangles(
     rectangles = y.shape[0] * bands * lanes
     if rectangles == 0 or most == 0:
         return
-    shape = flash.block(most, rectangles * heads, head_dim, size, device)
-    if blend and size == 2:
-        shape = BLENDED
+    shape = BLENDED
+    if not blend or size != 2:
+        shape = tuned.choose(
+            "stitched_tile_attention_kernel", flash.block,
+            most, rectangles * heads, head_dim, size, device,
+        )  # fmt: skip
     blocks = launch.ceil_div(most, shape.rows)
     unit = flash.unit_of(q, k, v)
     strides = [n for t in (q, k, v) for n in flash.strides_of(t, unit)]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton import launch
+from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -54,7 +54,9 @@ def run(gate_up: Tensor) -> Tensor:
         return y
     rows = launch.rows_of(gate_up)
     device = launch.describe(gate_up.device)
-    shape = launch.tile(rows.count, columns, y.element_size(), device)
+    shape = tuned.choose(
+        "swiglu_kernel", launch.tile, rows.count, columns, y.element_size(), device
+    )
     across = launch.ceil_div(columns, shape.columns)
     with launch.on(gate_up):
         queue(

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashvl_kernels.packing import FlatWeight
-from flashvl_kernels.triton import launch, linear, product
+from flashvl_kernels.triton import launch, linear, product, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
@@ -78,7 +78,10 @@ def gated(x: Tensor, w: FlatWeight, norm_weight: Tensor, eps: float) -> Tensor:
         return y
     xs = launch.rows_of(x, y.numel() // units)
     device = launch.describe(x.device)
-    shape = product.blocks(xs.count, units, columns, x.element_size(), device, gated=True)
+    shape = tuned.choose(
+        f"gated_kernel {w[2]}", product.blocks,
+        xs.count, units, columns, x.element_size(), device, gated=True,
+    )  # fmt: skip
     tiles = launch.ceil_div(xs.count, shape.rows) * launch.ceil_div(units, shape.units)
     with launch.on(x):
         norms = product.prepared(xs, norm_weight, None, eps)

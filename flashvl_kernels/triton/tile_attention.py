@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton import flash, launch
+from flashvl_kernels.triton import flash, launch, tuned
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.flash import attend, weighted, write_rows
@@ -95,8 +95,14 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
     if lengths is not None:
         strides = [(0, *stride) for stride in strides]
     tiles = q.shape[0] if lengths is None else lengths.shape[0]
-    shape = flash.block(
-        tokens, tiles * heads, head_dim, q.element_size(), launch.describe(q.device)
+    shape = tuned.choose(
+        "tile_attention_kernel",
+        flash.block,
+        tokens,
+        tiles * heads,
+        head_dim,
+        q.element_size(),
+        launch.describe(q.device),
     )
     # Each packed tile can leave one block partly empty.
     blocks = launch.ceil_div(tokens, shape.rows)
