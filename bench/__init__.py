@@ -19,6 +19,6 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
     page/        `flashvl-bench report`: result files as one HTML page
     gate.py      `flashvl-bench gate`: two git refs (checkouts.py) in processes that take turns
                  (turns.py, side.py), and how sure that is (verdict.py); trials.py: how often it is
-                 right here
+                 right here; static.py, instructions.py: its part without any clock
     report.py    text tables; schema.py: the result files, versioned and validated
 """

@@ -63,7 +63,7 @@ def arguments(commands: Any) -> None:
         "--budget",
         action="append",
         metavar="FILE.json",
-        help="--static: numbers in the repository to compare, more than once (default: tests/aot)",
+        help="--static: numbers in the repository to compare; repeat it (default: those of tests/)",
     )
     gate.add_argument(
         "--no-instructions", action="store_true", help="--static: the budgets alone, no valgrind"
@@ -199,4 +199,4 @@ def write(found_rows: list[tuple[int, Measured]], settings: Settings, path: str)
 def _static(options: argparse.Namespace) -> int:
     from flashvl_bench import static
 
-    return static.run(options, _trees, _conclude)
+    return static.run(options, _trees)

@@ -1,7 +1,7 @@
 """How often the gate is right on this machine: runs of a checkout against itself, as it is and with
 a planted slowdown.
 
-    python -m flashvl_bench.trials --runs 10                    # 10 of each, for real: an hour or two
+    python -m flashvl_bench.trials --runs 10                    # 10 of each, for real: hours
     python -m flashvl_bench.trials --runs 10 --record a.json    # and keep every round
     python -m flashvl_bench.trials --resample a.json --runs 100 # 100 of each from recorded rounds
 
@@ -128,7 +128,11 @@ def real(settings: Settings, slower: float, rows: list[tuple[int, Measured]]) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the counts. Exit status 1 above one false alarm in a hundred runs (none in fewer), or
     below 95 slowdowns caught in a hundred."""
-    parser = argparse.ArgumentParser(prog="python -m flashvl_bench.trials", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m flashvl_bench.trials",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--runs", type=int, default=10, help="of each kind (default: 10)")
     parser.add_argument("--slower", type=float, default=0.1, help="planted (default: 0.1)")
     parser.add_argument("--resample", metavar="FILE.json", help="recorded rounds, not real runs")

@@ -88,7 +88,7 @@ class Pair:
         found: dict[Key, Measured] = {}
         with tempfile.TemporaryDirectory(prefix="flashvl-gate-") as folder:
             tools = Path(folder)
-            _link_tools(tools)
+            link_tools(tools)
             while keys is None or len(found) < len(keys):
                 with ExitStack() as stack:
                     sides = self._open(stack, tools)
@@ -184,7 +184,7 @@ def _key(parts: Any) -> Key:
     return parts[0], parts[1], parts[2], parts[3]
 
 
-def _link_tools(folder: Path) -> None:
+def link_tools(folder: Path) -> None:
     """Make the flashvl_bench in use, and the flashvl_kernels it needs where a tree has none,
     importable from `folder`, last on the path."""
     import flashvl_kernels
