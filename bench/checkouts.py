@@ -110,6 +110,8 @@ def _build_ours(
     environment = {**os.environ, "FLASHVL_REQUIRE_EXT": "1"}
     environment.pop("FLASHVL_EXTENSION", None)
     if shutil.which("ccache"):
+        # The worktree has another path in each run; relative to it, files are the same again.
+        environment |= {"CCACHE_BASEDIR": str(place.resolve()), "CCACHE_NOHASHDIR": "1"}
         environment.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", "ccache")
     for name, ref, side in zip(("base", "head"), commits, sides, strict=True):
         git(place, "checkout", "--quiet", "--detach", ref)
