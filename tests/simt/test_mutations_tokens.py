@@ -72,14 +72,16 @@ FAULTS = {
     ),
     "lines filtered before they are there": fault(
         IMAGE, "reduced to one tile", "image_to_patches.cuh",
-        "stage(args.source, staged);\n  sync_block();", "stage(args.source, staged);", "shared_race",
+        "stage(args.source, staged);\n  sync_block();", "stage(args.source, staged);",
+        "shared_race",
     ),
     "lines replaced while they are read": fault(
         IMAGE, "reduced to one tile, in parts", "image_to_patches.cuh",
         "sync_block();  // the next lines", "// the next lines", "shared_race",
     ),
     "rounded down": fault(
-        IMAGE, "reduced to one tile", "image_filter.cuh", "1 << (kFraction - 1);  // rounds", "0;  //",
+        IMAGE, "reduced to one tile", "image_filter.cuh", "1 << (kFraction - 1);  // rounds",
+        "0;  //",
         "output",
     ),
     "not clipped": fault(
@@ -92,7 +94,8 @@ FAULTS = {
         "shared_uninitialised",
     ),
     "vectors that leave the image": fault(
-        IMAGE, "cropped view", "image_filter.cuh", "first + at >= 0 && first + at + kBytes <= from.span",
+        IMAGE, "cropped view", "image_filter.cuh",
+        "first + at >= 0 && first + at + kBytes <= from.span",
         "true", "global_out_of_bounds",
     ),
     "tiles side by side": fault(
@@ -131,7 +134,8 @@ FAULTS = {
         "key_of(d[i], word)", "output",
     ),
     "negative logits in the wrong order": fault(
-        HEAD, "ties, int8, every word", "best_words.cuh", "bits ^ (bits >> 31 & 0x7fffffff);", "bits;",
+        HEAD, "ties, int8, every word", "best_words.cuh", "bits ^ (bits >> 31 & 0x7fffffff);",
+        "bits;",
         "output",
     ),
     "halves of a fragment swapped": fault(
