@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from flashvl_bench import gate
@@ -152,6 +153,14 @@ def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 if a result was wrong."""
+    try:
+        return _run(argv)
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: list[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     _positive(parser, options)
