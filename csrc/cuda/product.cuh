@@ -41,7 +41,7 @@ struct ProductArgs {
   int64_t w_words;       // words of a row, a multiple of 4
   int64_t splits, part;  // of the sum; columns of each but the last
   int64_t activation;
-  int64_t wide;  // y and residual take 16 bytes at a time
+  int64_t wide;  // four elements of y, bias and residual are one aligned access
   float eps;
 };
 
@@ -89,19 +89,22 @@ __device__ __forceinline__ void finish_four(const ProductArgs<T>& args, int64_t 
   const int64_t at = row * args.y_stride + unit;
   const int64_t residual_at = args.residual ? args.residual_rows.offset(row) + unit : 0;
   const int count = static_cast<int>(min(args.units - unit, static_cast<int64_t>(4)));
-  Vec<T, 4> more{}, y;
-  if (args.residual && args.wide) {
-    more = args.residual.template load<4>(residual_at);
-  } else if (args.residual) {
+  const auto four = [&](Global<const T> from, int64_t first) {
+    if (args.wide) return from.template load<4>(first);
+    Vec<T, 4> values{};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (e < count) more[e] = args.residual.load(residual_at + e);
+      if (e < count) values[e] = from.load(first + e);
     }
-  }
+    return values;
+  };
+  Vec<T, 4> shift{}, more{}, y;
+  if (args.bias) shift = four(args.bias, unit);
+  if (args.residual) more = four(args.residual, residual_at);
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     float value = sums[e];
-    if (args.bias && e < count) value += to_float(args.bias.load(unit + e));
+    if (args.bias) value += to_float(shift[e]);
     value = round_to<T>(value);
     if (args.activation == kGated) {
       value = round_to<T>(round_to<T>(silu(value)) * round_to<T>(ups[e]));

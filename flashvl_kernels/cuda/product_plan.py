@@ -345,7 +345,8 @@ def product(
     residual_rows = Rows(rows, units, 0)
     if residual is not None:
         residual, residual_rows = rows_of(residual)
-    wide = _is_wide(y, residual, residual_rows, units)
+    bias = None if bias is None else bias.contiguous()
+    wide = _is_wide(y, bias, residual, residual_rows, units)
     w_data, w_scale, w_stride, w_words = _weight(work, names[1], w)
     partial = counters = None
     if chosen.splits > 1:
@@ -358,7 +359,7 @@ def product(
         w_scale,
         work.keep("norm_weight", norm_weight),
         work.keep("norm_bias", norm_bias),
-        work.keep(f"bias {names[2]}", bias if bias is None else bias.contiguous()),
+        work.keep(f"bias {names[2]}", bias),
         work.keep(f"residual {names[2]}", residual),
         work.keep(names[2], y, written=True),
         address(partial),
@@ -388,14 +389,14 @@ def product(
     work.launches.append(launch)
 
 
-def _is_wide(y: Tensor, residual: Tensor | None, rows: Rows, units: int) -> bool:
-    """Whether four results of y, and of the residual, lie in one aligned access."""
+def _is_wide(
+    y: Tensor, bias: Tensor | None, residual: Tensor | None, rows: Rows, units: int
+) -> bool:
+    """Whether four results of y, and of what is added to them, lie in one aligned access."""
     four = 4 * y.element_size()
-    found = units % 4 == 0 and y.shape[-1] % 4 == 0 and y.data_ptr() % four == 0
-    if residual is not None:
-        found &= rows.inner_stride % 4 == 0 and rows.outer_stride % 4 == 0
-        found &= residual.data_ptr() % four == 0
-    return found
+    strides = (units, y.shape[-1], rows.inner_stride, rows.outer_stride)
+    addresses = (address(y), address(bias), address(residual))
+    return all(s % 4 == 0 for s in strides) and all(a % four == 0 for a in addresses)
 
 
 def why_not_weight(argument: str, weight_format: Any) -> str | None:
