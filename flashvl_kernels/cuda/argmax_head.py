@@ -1,4 +1,4 @@
-"""Launch plan of argmax_head (csrc/cuda/argmax_head.cuh): blocks that stay for a share of words."""
+"""Launch plan of argmax_head (csrc/cuda/argmax_head.cuh): a share of the words a block."""
 
 from __future__ import annotations
 

@@ -80,9 +80,8 @@ FAULTS = {
         "sync_block();  // the next lines", "// the next lines", "shared_race",
     ),
     "rounded down": fault(
-        IMAGE, "reduced to one tile", "image_filter.cuh", "1 << (kFraction - 1);  // rounds",
-        "0;  //",
-        "output",
+        IMAGE, "reduced to one tile", "image_filter.cuh",
+        "1 << (kFraction - 1);  // rounds", "0;  //", "output",
     ),
     "not clipped": fault(
         IMAGE, "black and white", "image_filter.cuh", "min(max(sum[c] >> kFraction, 0), 255)",
@@ -95,8 +94,7 @@ FAULTS = {
     ),
     "vectors that leave the image": fault(
         IMAGE, "cropped view", "image_filter.cuh",
-        "first + at >= 0 && first + at + kBytes <= from.span",
-        "true", "global_out_of_bounds",
+        "first + at >= 0 && first + at + kBytes <= from.span", "true", "global_out_of_bounds",
     ),
     "tiles side by side": fault(
         IMAGE, "enlarged to overlapping tiles", "image_to_patches.cuh",
@@ -134,9 +132,8 @@ FAULTS = {
         "key_of(d[i], word)", "output",
     ),
     "negative logits in the wrong order": fault(
-        HEAD, "ties, int8, every word", "best_words.cuh", "bits ^ (bits >> 31 & 0x7fffffff);",
-        "bits;",
-        "output",
+        HEAD, "ties, int8, every word", "best_words.cuh",
+        "bits ^ (bits >> 31 & 0x7fffffff);", "bits;", "output",
     ),
     "halves of a fragment swapped": fault(
         HEAD, "rows", "vocabulary.cuh", "column_pair<T, kFormat>(low, c + 2)",
