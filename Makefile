@@ -36,7 +36,7 @@ help:
 	@echo 'make setup       only the virtual environment ($(VENV)) and the build'
 	@echo 'make clean       remove the virtual environment and everything built'
 
-setup: $(VENV)/.test-stamp $(VENV)/.triton-stamp
+setup: $(VENV)/.test-stamp $(VENV)/.triton-stamp $(VENV)/.proof-stamp
 
 demo: setup
 	@$(BIN)/flashvl demo
@@ -118,6 +118,14 @@ $(VENV)/.triton-stamp: $(VENV)/.test-stamp
 	@echo 'setup: installing $(TRITON) ...'
 	@$(PIP_INSTALL) --no-deps --ignore-requires-python $(TRITON) && touch $@ || \
 	  echo 'setup: $(TRITON) could not be installed; the tests that execute Triton kernels will skip'
+
+# What proves the CUDA kernels free of races; nothing depends on it either.
+PROOF := sentryward==0.1.1
+
+$(VENV)/.proof-stamp: $(VENV)/.test-stamp
+	@echo 'setup: installing $(PROOF) ...'
+	@$(PIP_INSTALL) --no-deps $(PROOF) && touch $@ || \
+	  echo 'setup: $(PROOF) could not be installed; the tests that prove CUDA kernels will skip'
 
 # .test-stamp, .train-stamp, .lint-stamp: the package, editable, with that extra.
 $(VENV)/.%-stamp: $(VENV)/.torch-stamp $(SOURCES)
