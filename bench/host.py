@@ -36,8 +36,9 @@ NAMES = ("triton", "cuda")
 class Row:
     """One op on one backend: launches a call, and seconds a call and of its launch plan.
 
-    seconds: the whole call. planned: without checks and the choice of the backend. refused: why
-    the backend does not run the sample; no figures then.
+    seconds: the whole call. planned: without checks and the choice of the backend. uncached: as
+    planned, with every launch Triton's own; 0 for CUDA. refused: why the backend does not run the
+    sample; no figures then.
     """
 
     op: str
@@ -46,6 +47,7 @@ class Row:
     launches: int = 0
     seconds: float = 0.0
     planned: float = 0.0
+    uncached: float = 0.0
     refused: str = ""
 
 
@@ -173,19 +175,28 @@ def measure(spec: OpSpec, name: str, seconds: float, clock: Clock = time.perf_co
         launches = counter.launches
         whole = least(lambda: spec(*flat), seconds, clock)
         planned = least(lambda: kernel.run(*flat), seconds, clock)
-    return Row(spec.name, name, sample.name, launches, whole, planned)
+        uncached = 0.0
+        if name == "triton":
+            from flashvl_kernels.triton import dispatch
+
+            with mock.patch.object(dispatch, "DIRECT", False):
+                uncached = least(lambda: kernel.run(*flat), seconds, clock)
+    return Row(spec.name, name, sample.name, launches, whole, planned, uncached)
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
-    lines = [f"{'op':<24} {'backend':<8} {'launches':>8} {'call µs':>9} {'planned µs':>11}"]
+    names = f"{'launches':>8} {'call µs':>9} {'planned µs':>11} {'uncached µs':>12}"
+    lines = [f"{'op':<24} {'backend':<8} {names}"]
     for row in rows:
         start = f"{row.op:<24} {row.backend:<8}"
         if row.refused:
             lines.append(f"{start} refuses {row.sample!r}: {row.refused}")
             continue
+        uncached = f"{row.uncached * 1e6:.1f}" if row.uncached else "-"
         lines.append(
-            f"{start} {row.launches:>8} {row.seconds * 1e6:>9.1f} {row.planned * 1e6:>11.1f}"
+            f"{start} {row.launches:>8} {row.seconds * 1e6:>9.1f} {row.planned * 1e6:>11.1f} "
+            f"{uncached:>12}"
         )
     return "\n".join(lines)
 

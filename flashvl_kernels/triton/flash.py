@@ -54,6 +54,13 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
     registers, which 64 overflow (sm_120 spilled 72 bytes a thread at 72 channels), and so do 128
     rows of 128 channels. tcgen05 results of 64 such rows need 8 warps to be rescaled (4 spilled
     120 bytes). Exact fp32 products run outside the tensor cores: small blocks.
+
+    At 128 channels a thread of 4 warps holds 64 registers of results, 32 of scores or of their
+    weights, with mma.sync 32 of q, and up to 32 of addresses of keys and values on their way:
+    ptxas takes 254 of 255 and spills none. Two such blocks, 8 warps, still fit a processor of
+    sm_90, as does one of 8 warps with 168 registers, whose rows' sums cross warps through shared
+    memory; a prefill of 300 tokens has 58 blocks for 132 processors, so that neither is full. Which
+    is faster only a GPU says: `tune` tries both.
     """
     width = sum(split(head_dim, itemsize))
     short = min(max(power_of_two(rows), 16), 128)

@@ -7,6 +7,8 @@ bench samples; the `EXPECT` table of its kernel file says what its code must sho
 
     python tests/aot/triton_compile.py            # prints what differs from the budget
     python tests/aot/triton_compile.py --write    # writes tests/aot/triton_budget.json
+    python tests/aot/triton_compile.py --all [op ...]    # every bench sample for every target:
+                                                         # twice the kernels; prints what spills
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -58,6 +60,12 @@ def jobs(spec: OpSpec) -> list[Job]:
     found = [Job(spec.name, names[0], "bf16", arch) for arch in TARGETS]
     found += [Job(spec.name, names[0], dtype, "sm_90") for dtype in ("fp16", "fp32")]
     return found + [Job(spec.name, name, "bf16", "sm_90") for name in names[1:]]
+
+
+def every_job(spec: OpSpec) -> list[Job]:
+    """Every bench sample on every target, in bf16."""
+    names = [sample.name for sample in spec.samples if sample.kind == "bench"]
+    return [Job(spec.name, name, "bf16", arch) for name in names for arch in TARGETS]
 
 
 class MetaMaker(Maker):
@@ -222,8 +230,10 @@ class Compilers:
         workers = min(4, os.cpu_count() or 1)
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
-    def start(self, spec: OpSpec) -> dict[Job, Future[Facts]]:
-        return {job: self._pool.submit(compile_job, job) for job in jobs(spec)}
+    def start(
+        self, spec: OpSpec, wanted: Callable[[OpSpec], list[Job]] = jobs
+    ) -> dict[Job, Future[Facts]]:
+        return {job: self._pool.submit(compile_job, job) for job in wanted(spec)}
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -249,8 +259,29 @@ def dump(ops: dict[str, dict[str, Facts]]) -> str:
     return f'{{\n "triton": {json.dumps(backend.version())},\n "ops": {{\n{body}\n }}\n}}\n'
 
 
+def spills(names: list[str]) -> int:
+    """Compile every bench sample of some ops, or of all, for every target; returns 1 if an NVIDIA
+    kernel spills, and prints those that do."""
+    compilers = Compilers()
+    started = [
+        compilers.start(spec, every_job) for spec in claimed() if not names or spec.name in names
+    ]
+    compiled, spilled = 0, []
+    for found in started:
+        for job, future in found.items():
+            for name, facts in future.result().items():
+                compiled += 1
+                if facts["spilled_bytes"] and not TARGETS[job.arch].amd:
+                    spilled.append(f"{job.op}, {entry(job)}, {name}: {facts}")
+    compilers.close()
+    print("\n".join((*spilled, f"{compiled} kernels, {len(spilled)} spill")))
+    return 1 if spilled else 0
+
+
 def main() -> int:
     """Compile everything; write the budget, or print what differs from it and return 1."""
+    if sys.argv[1:2] == ["--all"]:
+        return spills(sys.argv[2:])
     compilers = Compilers()
     started = {spec.name: compilers.start(spec) for spec in claimed()}
     ops = {
