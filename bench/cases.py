@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from flashvl_bench.ceilings import DTYPES, NAMES
-from flashvl_bench.timing import Flat
+from flashvl_bench.timing import Contender, Flat
 from flashvl_kernels import backends, numerics
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
+
+# A peer that is asked for like a backend: what inductor makes of the plain expression.
+COMPILED = "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def refusal(spec: OpSpec, asked: str, flat: Flat) -> str | None:
 
     The answer is that of `backends.choose`, which also decides in the timed call.
     """
+    if asked == COMPILED:
+        return None
     try:
         with backends.backend(asked):
             chosen = backends.choose(spec, flat).backend
@@ -89,9 +95,18 @@ def refusal(spec: OpSpec, asked: str, flat: Flat) -> str | None:
 
 def kernel_name(spec: OpSpec, asked: str, flat: Flat) -> tuple[str, str]:
     """The backend and the kernel that run this call when `asked` is asked for."""
+    if asked == COMPILED:
+        return COMPILED, "inductor"
     with backends.backend(asked):
         kernel = backends.choose(spec, flat)
     return kernel.backend, kernel.name
+
+
+def runner(spec: OpSpec, asked: str) -> Contender:
+    """What is timed when `asked` is asked for. COMPILED compiles on its first call."""
+    if asked == COMPILED:
+        return Contender(asked, torch.compile(spec.reference, dynamic=False))
+    return Contender(asked, spec.op, partial(backends.backend, asked))
 
 
 class Judge:

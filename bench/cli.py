@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend",
         type=_words,
         default=(),
-        help="cpu, torch, auto, ..., by commas (default: all that an op claims, and torch)",
+        help="cpu, torch, auto, torch.compile, ... (default: all that an op claims, and torch)",
     )
     ops.add_argument(
         "--dtype", type=_words, default=(), help="bf16, fp16, fp32, by commas (default: bf16,fp32)"
@@ -110,13 +110,14 @@ def _one_of(
 
 def _ops(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from flashvl_bench import ops
+    from flashvl_bench.cases import COMPILED
     from flashvl_bench.ceilings import DTYPES
     from flashvl_bench.timing import Budget
     from flashvl_kernels import backends
     from flashvl_kernels.spec import REGISTRY
 
     _one_of(parser, "op", options.op, tuple(sorted(REGISTRY)))
-    _one_of(parser, "backend", options.backend, ("auto", *backends.NAMES))
+    _one_of(parser, "backend", options.backend, ("auto", *backends.NAMES, COMPILED))
     _one_of(parser, "dtype", options.dtype, tuple(DTYPES))
     budget = Budget(options.seconds or (0.2 if options.quick else 1.0), 3 if options.quick else 5)
     # PyTorch's fp16 GEMM is a hundred times slower than fp32 on CPUs without fp16 instructions.

@@ -15,10 +15,18 @@ from typing import Any
 import torch
 
 from flashvl_bench import ceilings, machine, report, schema
-from flashvl_bench.cases import Case, Judge, asked_backends, kernel_name, refusal, select
+from flashvl_bench.cases import (
+    Case,
+    Judge,
+    asked_backends,
+    kernel_name,
+    refusal,
+    runner,
+    select,
+)
 from flashvl_bench.ceilings import NAMES, Ceilings
 from flashvl_bench.timing import Budget, Clock, Contender, Rotation, Times, interleave
-from flashvl_kernels import backends, numerics
+from flashvl_kernels import numerics
 from flashvl_kernels.spec import Cost
 
 PLAIN = "plain"  # the contender that is the reference, outside of the registered op
@@ -83,14 +91,14 @@ def measure_case(
     blank = partial(Row, spec.name, case.sample.name, case.sample.family, NAMES[case.dtype])
     reasons = {name: refusal(spec, name, flat) for name in asked}
     running = [name for name in asked if reasons[name] is None]
-    faults = _faults(case, running, flat) if running else {}
+    contenders = {name: runner(spec, name) for name in running}
+    faults = _faults(case, contenders, flat) if running else {}
     fair = [name for name in running if name not in faults]
     times: dict[str, Times] = {}
     rotation = Rotation(flat, cache_bytes if fair else 0, settings.warm)
     if fair:
-        contenders = [Contender(PLAIN, spec.reference)]
-        contenders += [Contender(n, spec.op, partial(backends.backend, n)) for n in fair]
-        times = interleave(contenders, rotation, settings.budget, clock)
+        sides = [Contender(PLAIN, spec.reference), *(contenders[name] for name in fair)]
+        times = interleave(sides, rotation, settings.budget, clock)
     rows = []
     for name in asked:
         if reasons[name] is not None:
@@ -107,13 +115,13 @@ def measure_case(
     return rows
 
 
-def _faults(case: Case, running: Sequence[str], flat: Any) -> dict[str, tuple[str, str]]:
-    """(status, reason) of each backend that raises or gives a wrong result."""
+def _faults(case: Case, running: dict[str, Contender], flat: Any) -> dict[str, tuple[str, str]]:
+    """(status, reason) of each contender that raises or gives a wrong result."""
     judge, found = Judge(case.spec, flat), {}
-    for name in running:
+    for name, contender in running.items():
         try:
-            with backends.backend(name):
-                wrong = judge.wrong(numerics.results(case.spec, case.spec.op, flat))
+            with contender.context():
+                wrong = judge.wrong(numerics.results(case.spec, contender.run, flat))
         except Exception as error:  # a kernel may raise anything; its row says what
             found[name] = ("fails", f"{type(error).__name__}: {error}")
             continue

@@ -123,6 +123,32 @@ def test_an_unclaimed_backend_is_a_fall_back(monkeypatch: pytest.MonkeyPatch) ->
     assert reason is not None and "no triton kernel" in reason
 
 
+def test_torch_compile_is_asked_for_like_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turns with the others, judged like them; where it fails, its row says so."""
+    clock = Clock()
+    compiled: list[Any] = []
+
+    def compile(reference: Any, **_: Any) -> Any:
+        compiled.append(reference)
+        return kernel(clock, 2e-3)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    row, torch_row = measured(clock, "torch.compile", "torch")
+    assert compiled == [SPEC.reference] and torch_row.status == "ok"
+    assert (row.status, row.backend, row.kernel) == ("ok", "torch.compile", "inductor")
+    assert row.median == pytest.approx(2e-3)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel(clock, 1e-3, off=0.01))
+    (wrong,) = measured(clock, "torch.compile")
+    assert wrong.status == "wrong" and wrong.median is None
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    (fails,) = measured(clock, "torch.compile")
+    assert fails.status == "fails" and "no compiler" in fails.reason
+
+
 def test_contenders_take_turns_on_other_memory_each_time() -> None:
     clock, seen, order = Clock(), [], []
 
