@@ -79,7 +79,10 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     to judge by: a ref that is unknown or does not build, a side that does not start."""
     from flashvl_bench.checkouts import CheckoutError
     from flashvl_bench.remote import RemoteError
+    from flashvl_kernels import backends
 
+    if options.backend not in ("auto", *backends.NAMES):
+        parser.error(f"--backend is {options.backend!r}; needs auto, {', '.join(backends.NAMES)}")
     if options.least is not None and not 0 < options.least < 10:
         parser.error(f"--least is {options.least}; needs a share such as 0.05")
     if options.samples < 1:

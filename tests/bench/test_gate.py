@@ -218,7 +218,12 @@ def test_what_cannot_be_judged_is_an_error(
     arguments = ["gate", "--repository", str(folder), "--base", "HEAD~1"]
     assert cli.main(arguments) == 2
     assert "--build says how" in capsys.readouterr().err
-    for arguments in (["--least", "-1"], ["--samples", "0"], ["--cases", "absent.py"]):
+    for arguments in (
+        ["--least", "-1"],
+        ["--samples", "0"],
+        ["--cases", "absent.py"],
+        ["--backend", "gpu"],
+    ):
         with pytest.raises(SystemExit):
             _gate(folder, *arguments)
         assert f"{arguments[0]} is" in capsys.readouterr().err
