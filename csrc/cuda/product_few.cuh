@@ -69,6 +69,34 @@ class FewRows {
     return column + static_cast<int64_t>(a) * kWarps * kChunk + lane() % 4 * kLaneColumns;
   }
 
+  // The first of the columns of x that this lane loads as its v-th 16 bytes. Two neighbouring lanes
+  // take both halves of a sector of 32 bytes at once; exchange() gives each its own columns.
+  __device__ __forceinline__ static int64_t loaded_column(int64_t column, int a, int v) {
+    if constexpr (kXLoads == 1) return lane_column(column, a);
+    const int odd = lane() % 2;
+    return lane_column(column, a) - odd * kLaneColumns + (2 * v + odd) * 8;
+  }
+
+  // From the columns that this lane loaded to those that its load of w holds.
+  __device__ __forceinline__ static void exchange(Vec<uint32_t, 4> (&x)[kXLoads]) {
+    if constexpr (kXLoads > 1) {
+      constexpr int kHalf = kXLoads / 2;
+      const bool odd = lane() % 2 == 1;
+      Vec<uint32_t, 4> mine[kXLoads];
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const uint32_t other = shuffle_xor(odd ? x[i][e] : x[kHalf + i][e], 1);
+          mine[2 * i][e] = odd ? other : x[i][e];
+          mine[2 * i + 1][e] = odd ? x[kHalf + i][e] : other;
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < kXLoads; ++v) x[v] = mine[v];
+    }
+  }
+
   __device__ __forceinline__ void load(Batch& batch, int64_t column) const {
     const Global<const uint32_t> x{reinterpret_cast<const uint32_t*>(args_.x.address)};
 #pragma unroll
@@ -85,8 +113,9 @@ class FewRows {
 #pragma unroll
       for (int v = 0; v < kXLoads; ++v) {
         batch.x[a][v] = Vec<uint32_t, 4>{};
-        if (x_at_ >= 0 && c + v * 8 < last_) {
-          batch.x[a][v] = x.template load<4>(x_at_ + c / 2 + v * 4);
+        const int64_t x_column = loaded_column(column, a, v);
+        if (x_at_ >= 0 && x_column < last_) {
+          batch.x[a][v] = x.template load<4>(x_at_ + x_column / 2);
         }
       }
     }
@@ -168,10 +197,11 @@ class FewRows {
       if (args_.norm_weight) {
 #pragma unroll
         for (int v = 0; v < kXLoads; ++v) {
-          const int64_t c = lane_column(column, a) + v * 8;
+          const int64_t c = loaded_column(column, a, v);
           if (x_at_ >= 0 && c < last_) normalise(batch.x[a][v], c);
         }
       }
+      exchange(batch.x[a]);
       float group[4] = {};
       float (&sums)[4] = W::kGroup > 0 ? group : sums_;
       constexpr int kPairs = W::kWordColumns / 2;  // of a word

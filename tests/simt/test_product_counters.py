@@ -18,9 +18,7 @@ from tests.simt.test_ops import normal, wrong
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 
-EFFICIENCY = {"bf16": 0.95, "int8": 0.7, "int4": 0.7}
-"""Of the kernel of few rows, by instruction."""
-FORMATS = tuple(EFFICIENCY)
+FORMATS = ("bf16", "int8", "int4")
 
 
 def weight(rows: int, columns: int, weight_format: str, dtype: torch.dtype) -> FlatWeight:
@@ -83,12 +81,7 @@ def test_tiles_move_what_their_tiling_predicts(rows: int, weight_format: str) ->
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_few_rows_read_the_weights_once(rows: int, weight_format: str) -> None:
-    """A decoder's width: at most 1.05 times the cost model's bytes, in whole sectors.
-
-    A lane multiplies the 16 columns of int8, or 32 of int4, of one load; its loads of x and of the
-    norm are every second, or fourth, 16 bytes then, whose sectors come from the first-level cache
-    the other times.
-    """
+    """A decoder's width: at most 1.05 times the cost model's bytes, in whole sectors."""
     flat = linear(rows, 256, 1536, weight_format, norm=True)
     spec, result = REGISTRY["linear"], simt.call(REGISTRY["linear"], flat, L4)
     assert not wrong(spec, flat, result)
@@ -96,7 +89,7 @@ def test_few_rows_read_the_weights_once(rows: int, weight_format: str) -> None:
         "product_few_kernel"
     ]
     assert result.bytes_from_memory <= 1.05 * spec.cost(*flat).bytes
-    assert result.sector_efficiency >= EFFICIENCY[weight_format]
+    assert result.sector_efficiency >= 0.95
 
 
 @pytest.mark.parametrize("rows", [3, 40])
@@ -121,4 +114,4 @@ def test_a_decoder_mlp_of_one_row_moves_its_weights(weight_format: str) -> None:
     assert not wrong(spec, flat, result)
     assert len(result.launches) == 2
     assert result.bytes_from_memory <= 1.05 * spec.cost(*flat).bytes
-    assert result.sector_efficiency >= EFFICIENCY[weight_format]
+    assert result.sector_efficiency >= 0.95
