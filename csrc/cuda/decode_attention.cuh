@@ -16,6 +16,9 @@ namespace flashvl::cuda {
 
 constexpr int kDecodeRows = 16;
 constexpr int kDecodeThreads = 128;
+// Blocks a multiprocessor holds at least: as many as the plan wants. Without the number, ptxas
+// spills on sm_100 and sm_120 to make room for a fifth.
+constexpr int kDecodeBlocks = 2;
 
 template <class T, int kDim>
 struct DecodeOf {
@@ -91,7 +94,7 @@ __device__ __forceinline__ void store_decoded(const DecodeAttentionArgs<T>& args
 
 // The grid is (splits of every sequence, KV heads times their groups of 16 query heads).
 template <class T, int kDim>
-__global__ void __launch_bounds__(kDecodeThreads)
+__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
     decode_attention_kernel(DecodeAttentionArgs<T> args) {
   using Team = typename DecodeOf<T, kDim>::type;
   constexpr int kTeams = DecodeOf<T, kDim>::kTeams, kKeys = DecodeOf<T, kDim>::kKeys;

@@ -43,7 +43,9 @@ struct Global {
   __device__ __forceinline__ Value load(int64_t i) const { return address[i]; }
   template <int N>
   __device__ __forceinline__ Vec<Value, N> load(int64_t i) const {
-    return move<Vec<Value, N>>(*reinterpret_cast<const Raw<N * sizeof(T)>*>(address + i));
+    // By value: a copy from a reference forgets the alignment, and nvcc reads it byte by byte.
+    const auto bits = *reinterpret_cast<const Raw<N * sizeof(T)>*>(address + i);
+    return move<Vec<Value, N>>(bits);
   }
   template <int N>
   __device__ __forceinline__ Vec<Value, N> load_once(int64_t i) const {
@@ -54,7 +56,7 @@ struct Global {
   template <int N>
   __device__ __forceinline__ void store(int64_t i, const Vec<Value, N>& values) const {
     using Bits = Raw<N * sizeof(T)>;
-    *reinterpret_cast<Bits*>(address + i) = move<Bits>(values);
+    store_whole(reinterpret_cast<Bits*>(address + i), move<Bits>(values));
   }
   __device__ __forceinline__ Value atomic_add(int64_t i, Value value) const {
     return atomicAdd(address + i, value);
@@ -70,7 +72,8 @@ struct Shared {
   __device__ __forceinline__ Value load(int64_t i) const { return address[i]; }
   template <int N>
   __device__ __forceinline__ Vec<Value, N> load(int64_t i) const {
-    return move<Vec<Value, N>>(*reinterpret_cast<const Raw<N * sizeof(T)>*>(address + i));
+    const auto bits = *reinterpret_cast<const Raw<N * sizeof(T)>*>(address + i);
+    return move<Vec<Value, N>>(bits);
   }
   __device__ __forceinline__ void store(int64_t i, Value value) const { address[i] = value; }
   template <int N>

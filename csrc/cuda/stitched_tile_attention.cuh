@@ -92,7 +92,7 @@ __device__ __forceinline__ float share_of(const StitchedTileAttentionArgs<T>& ar
 
 // The grid is (blocks of all images, heads).
 template <class T, int kDim, bool kBlend>
-__global__ void __launch_bounds__(Flash<T, kDim>::kThreads)
+__global__ void __launch_bounds__(Flash<T, kDim>::kThreads, 1)
     stitched_tile_attention_kernel(StitchedTileAttentionArgs<T> args) {
   using Block = Flash<T, kDim>;
   const int64_t head = blockIdx.y, image = blockIdx.x / args.image_blocks;

@@ -1,4 +1,5 @@
-// Bits of 1 to 16 bytes, and loads of them past the first-level cache. For memory.cuh; nvcc only.
+// Bits of 1 to 16 bytes, loads of them past the first-level cache, and stores that stay whole. For
+// memory.cuh; nvcc only.
 #pragma once
 
 #include "../base.cuh"
@@ -63,6 +64,24 @@ __device__ __forceinline__ unsigned short load_no_allocate(const unsigned short*
   unsigned short v;
   asm("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
   return v;
+}
+
+// Before sm_100 nvcc takes a vector that was computed element by element apart again: a 16-byte
+// store in C++ became four of 4 bytes. The clobber keeps later loads of the same memory behind it.
+__device__ __forceinline__ void store_whole(uint4* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_whole(uint2* p, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" : : "l"(p), "r"(v.x), "r"(v.y) : "memory");
+}
+
+template <class Bits>
+__device__ __forceinline__ void store_whole(Bits* p, Bits v) {
+  *p = v;
 }
 
 }  // namespace flashvl::cuda
