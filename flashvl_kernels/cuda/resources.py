@@ -1,7 +1,7 @@
-"""Registers, shared memory and spills of every CUDA kernel, as ptxas reports them.
+"""What every CUDA kernel takes of a GPU, as ptxas reports it, and what its machine code shows.
 
-`python -m flashvl_kernels.cuda.resources` writes tests/aot/budget.json anew, which a test compares;
-it needs nvcc and a checkout of the repository, and no GPU.
+`python -m flashvl_kernels.cuda.resources [op ...]` writes tests/aot/budget.json anew, which a test
+compares; it needs nvcc, nvdisasm and a checkout of the repository, and no GPU.
 """
 
 from __future__ import annotations
@@ -9,17 +9,27 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from flashvl_kernels.cuda import kernels_of, plan_module
-from flashvl_kernels.cuda.device import ARCHITECTURES
+import torch
+
+import flashvl_kernels  # noqa: F401  (registers the ops)
+from flashvl_kernels.cuda import kernels_of, machine_code, nvcc, plan_module
+from flashvl_kernels.cuda.device import ARCHITECTURES, DEVICES, Device
+from flashvl_kernels.cuda.launch import Launch
+from flashvl_kernels.cuda.machine_code import Code
+from flashvl_kernels.cuda.occupancy import occupancy
+from flashvl_kernels.shapes import meta_call
+from flashvl_kernels.spec import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = ROOT / "tests" / "aot" / "budget.json"
+
+Rows = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,60 +43,31 @@ class Resources:
     stack_bytes: int
 
 
-def nvcc() -> str | None:
-    """The compiler's path, or None where it is not on PATH."""
-    return shutil.which("nvcc")
-
-
-def nvcc_release() -> str:
-    """Such as "13.0"; empty without nvcc."""
-    compiler = nvcc()
-    if compiler is None:
-        return ""
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    found = re.search(r"release (\d+\.\d+)", done.stdout)
-    return found[1] if found else ""
+def unavailable() -> str | None:
+    """The reason kernels cannot be compiled and read here, or None."""
+    if shutil.which("nvcc") is None:
+        return "nvcc is not on PATH; install the CUDA toolkit to compile the kernels"
+    if machine_code.disassembler() is None:
+        return "nvdisasm is neither on PATH nor in Triton; install triton to read the kernels"
+    return None
 
 
 def ops() -> list[str]:
-    """Every op with CUDA kernels of its own."""
-    return sorted(
-        path.stem
-        for path in (ROOT / "csrc" / "cuda").glob("*.cuh")
-        if plan_module(path.stem) is not None and kernels_of(path.stem) == path.stem
-    )
+    """Every op with a CUDA kernel."""
+    return [op for op in sorted(REGISTRY) if plan_module(op) is not None]
 
 
-def compile_op(op: str, architecture: int) -> dict[str, Resources]:
-    """Compile every instance of `op` for sm_<architecture>; what each takes, by its expression."""
-    plan, compiler = plan_module(op), nvcc()
-    if plan is None or compiler is None:
-        raise RuntimeError(f"resources: {op} has no plan, or nvcc is not on PATH")
-    lines = "\n".join(
-        f"template __global__ void {i.expression}({i.arguments});" for i in plan.instances()
-    )
-    source = f'#include "{op}.cuh"\nnamespace flashvl::cuda {{\n{lines}\n}}\n'
+def compiled_ops() -> list[str]:
+    """Those that have kernels of their own; the others launch these."""
+    return [op for op in ops() if kernels_of(op) == op]
+
+
+def compile_op(op: str, architecture: int) -> dict[str, tuple[Resources, Code]]:
+    """Compile every instance of `op` for sm_<architecture>; what each is, by its expression."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{op}.cu"
-        path.write_text(source)
-        command = [
-            compiler, "-std=c++17", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-I",
-            str(ROOT / "csrc" / "cuda"), str(path), "-o", str(path.with_suffix(".cubin")),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"resources: csrc/cuda/{op}.cuh does not compile:\n{done.stderr}")
-    found = _parse(_demangled(done.stderr))
-    if len(found) != len(plan.instances()):
-        raise RuntimeError(f"resources: {op} has {len(found)} kernels in ptxas's report")
-    return found
-
-
-def _demangled(text: str) -> str:
-    tool = shutil.which("c++filt") or shutil.which("cu++filt")
-    if tool is None:
-        raise RuntimeError("resources: neither c++filt nor cu++filt is on PATH; install binutils")
-    return subprocess.run([tool], input=text, capture_output=True, text=True, check=True).stdout
+        compiled = nvcc.compile(op, Path(folder) / f"{op}.cubin", [f"-arch=sm_{architecture}"])
+    used, code = _parse(compiled.report), machine_code.read(compiled.image)
+    return {name: (used[name], code[entry]) for name, entry in compiled.entries.items()}
 
 
 def _parse(text: str) -> dict[str, Resources]:
@@ -105,31 +86,86 @@ def _parse(text: str) -> dict[str, Resources]:
     return found
 
 
-def measure(op: str) -> dict[str, dict[str, list[int]]]:
-    """{sm: {kernel: [registers, shared bytes]}}; raises where a kernel uses local memory."""
-    table: dict[str, dict[str, list[int]]] = {}
-    for architecture in ARCHITECTURES:
-        rows = {}
-        for name, used in sorted(compile_op(op, architecture).items()):
-            if used.spilled_bytes or used.stack_bytes:
-                where = f"{name} on sm_{architecture}"
-                raise RuntimeError(f"resources: {where} uses local memory: {used}")
-            rows[name] = [used.registers, used.shared_bytes]
-        table[f"sm_{architecture}"] = rows
-    return table
+def measure(op: str, architecture: int) -> Rows:
+    """The budget of every kernel of an op; raises where one uses local memory."""
+    rows = {}
+    for name, (used, code) in sorted(compile_op(op, architecture).items()):
+        if used.spilled_bytes or used.stack_bytes or code.local:
+            where = f"{name} on sm_{architecture}"
+            raise RuntimeError(f"resources: {where} uses local memory: {used}, {code}")
+        rows[name] = budget_of(used, code)
+    return rows
+
+
+def budget_of(used: Resources, code: Code) -> dict[str, int]:
+    """A kernel's line in the budget."""
+    return {
+        "registers": used.registers,
+        "shared": used.shared_bytes,
+        "products": code.products,
+        "load": code.load_bytes,
+        "store": code.store_bytes,
+    }
+
+
+def typical_launches(op: str, device: Device) -> list[tuple[str, Launch]]:
+    """(sample, launch) of every full-size call of `op` in bf16, in order."""
+    plan = plan_module(op)
+    assert plan is not None
+    spec = REGISTRY[op]
+    found = []
+    for sample in [s for s in spec.samples if s.kind == "bench"]:
+        flat = meta_call(spec, sample, torch.bfloat16)
+        why_not = spec.kernels["cuda"](*flat) if "cuda" in spec.kernels else None
+        if why_not is None:
+            found += [(sample.name, launch) for launch in plan.prepare(flat, device).launches]
+    return found
+
+
+def resident(op: str, budget: dict[str, Rows]) -> Rows:
+    """The theoretical occupancy of every typical launch, by sample, place in the call and device.
+
+    budget: of the kernels it launches, by architecture.
+    """
+    rows: Rows = {}
+    for device in DEVICES:
+        kernels = budget[f"sm_{device.capability}"]
+        for sample, launch in typical_launches(op, device):
+            kernel = kernels[launch.kernel.expression]
+            threads = launch.block[0] * launch.block[1] * launch.block[2]
+            shared = kernel["shared"] + launch.shared_bytes
+            found = occupancy(threads, kernel["registers"], shared, device)
+            place = sum(key.startswith(f"{device.name}, {sample}, ") for key in rows)
+            rows[f"{device.name}, {sample}, launch {place}"] = {
+                "kernel": launch.kernel.expression,
+                "threads": threads,
+                "shared": shared,
+                **asdict(found),
+            }
+    return rows
+
+
+def dump(budget: dict[str, Any]) -> str:
+    """The budget file: a line for each kernel and launch, so that a change shows as one."""
+    text = json.dumps(dict(sorted(budget.items())), indent=1)
+    return re.sub(r"\{\s+(\"\w+\": [^{}]*?)\s+\}", _on_one_line, text) + "\n"
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return "{" + re.sub(r"\s*\n\s*", " ", found[1]) + "}"
 
 
 def main() -> int:
     """Write the budget of the ops named on the command line, or of all."""
     budget = json.loads(BUDGET.read_text()) if BUDGET.is_file() else {}
-    budget["nvcc"] = nvcc_release()
-    for op in sys.argv[1:] or ops():
-        budget[op] = measure(op)
-    BUDGET.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(sorted(budget.items())), indent=1)
-    # A kernel a line: the two numbers side by side.
-    text = re.sub(r"\[\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2]", text)
-    BUDGET.write_text(text + "\n")
+    budget["nvcc"] = nvcc.release()
+    for op in sys.argv[1:] or compiled_ops():
+        budget[op] = {f"sm_{number}": measure(op, number) for number in ARCHITECTURES}
+        BUDGET.write_text(dump(budget))
+    for op in ops():
+        launches = resident(op, budget[kernels_of(op)])
+        budget[op] = {**budget.get(op, {}), "launches": launches}
+    BUDGET.write_text(dump(budget))
     return 0
 
 

@@ -8,6 +8,8 @@ from flashvl_kernels.cuda import rope_qkv
 from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import Instance, Prepared
 
+KERNELS = "rope_qkv"
+
 
 def instances() -> list[Instance]:
     """The kernels to build."""
