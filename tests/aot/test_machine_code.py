@@ -64,6 +64,8 @@ def multiplies_matrices(op: str) -> bool:
 
 @pytest.mark.parametrize("op", resources.ops())
 def test_an_op_with_many_flops_a_byte_has_tensor_cores(op: str) -> None:
+    if multiplies_matrices(op):
+        return  # some costs depend on lengths, which a call of shapes has not
     spec = REGISTRY[op]
     costs = [
         spec.cost(*meta_call(spec, sample, torch.bfloat16))
@@ -71,7 +73,7 @@ def test_an_op_with_many_flops_a_byte_has_tensor_cores(op: str) -> None:
         if sample.kind == "bench"
     ]
     most = max(cost.flops / cost.bytes for cost in costs)
-    assert most < TENSOR_CORE_FLOPS_A_BYTE or multiplies_matrices(op), f"{most} FLOPs a byte"
+    assert most < TENSOR_CORE_FLOPS_A_BYTE, f"{most} FLOPs a byte"
 
 
 @pytest.mark.parametrize(("op", "kernel"), INSTANCES, ids=[kernel for _, kernel in INSTANCES])
