@@ -9,15 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any
+from functools import partial
+from itertools import count
+from typing import Any, TypeVar
 
 import numpy as np
 
 from flashvl.train.canvas import SIZE_SHARES, SIZES, Example
 from flashvl.train.digits import draw_number
 from flashvl.train.scenes import draw_scene
+
+Made = TypeVar("Made")
 
 # First word of every random key: training, a batch's canvas, held-out, a batch's subject.
 TRAIN, CANVAS, HELD_OUT, SUBJECT = 0, 1, 2, 3
@@ -88,21 +92,28 @@ def stream(
             f"stream needs batch >= 1, start >= 0, workers >= 0 and numbers in [0, 1], "
             f"got batch={batch}, start={start}, workers={workers}, numbers={numbers}"
         )
+    for arrays in in_order(partial(_numbered, seed, batch, numbers), start, workers):
+        yield to_tensors(arrays)
+
+
+def _numbered(seed: int, batch: int, numbers: float, number: int) -> dict[str, Any]:
+    return make_batch(seed, number, batch, numbers)
+
+
+def in_order(make: Callable[[int], Made], start: int, workers: int) -> Iterator[Made]:
+    """make(start), make(start + 1), ... without end, drawn ahead by `workers` processes; 0 draws in
+    the calling process."""
     if workers == 0:
-        number = start
-        while True:
-            yield to_tensors(make_batch(seed, number, batch, numbers))
-            number += 1
+        yield from map(make, count(start))
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_lower_priority
     )
     try:
-        waiting: deque[Future[dict[str, Any]]] = deque()
-        number = start
+        waiting: deque[Future[Made]] = deque()
+        numbers = count(start)
         while True:
             while len(waiting) < 3 * workers:
-                waiting.append(pool.submit(make_batch, seed, number, batch, numbers))
-                number += 1
-            yield to_tensors(waiting.popleft().result())
+                waiting.append(pool.submit(make, next(numbers)))
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,124 @@
+"""Printed text: fonts that may be used, words split into training and held-out, ink on a mask.
+
+Fonts come with what is installed anyway, and none is copied into this package: Pillow's built-in
+one (Aileron, public domain) and, from matplotlib, DejaVu (Bitstream Vera licence, free to use and
+embed) and STIX (SIL Open Font Licence).
+
+Words are spelled from syllables, so that reading them takes looking and not guessing, beside a few
+that stand on receipts and signs. Whether a text is held out is decided by its own hash: no held-out
+text is ever printed on a training picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+LONGEST_WORD = 8
+BUILT_IN = "Aileron"
+FONTS = (
+    BUILT_IN,
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif.ttf",
+    "STIXGeneral.ttf",
+)
+SMALLEST, LARGEST = 10, 18  # px of type; below 10 an "e" and a "c" differ by one grey pixel
+MOST_TURN = 4.0  # degrees
+
+GOODS = ("milk", "bread", "tea", "rice", "eggs", "soap", "salt", "apples", "butter", "cheese",
+         "coffee", "honey", "onions", "pasta", "sugar", "water")  # fmt: skip
+SIGNS = ("exit", "open", "closed", "stop", "taxi", "hotel", "museum", "station", "bakery",
+         "push", "pull", "office", "toilets", "garden", "library", "market")  # fmt: skip
+ONSETS, VOWELS, CODAS = "bcdfghjklmnprstvwyz", "aeiou", "dklmnprstx"
+HELD_OUT_SHARE = 5  # one text in five
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a text belongs to the held-out split; upper and lower case do not differ.
+
+    Texts of up to two characters are too few to split, and belong to both: see `fits`.
+    """
+    return hashlib.sha256(text.lower().encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def fits(text: str, held_out: bool) -> bool:
+    """Whether a picture of this split may ask for `text`."""
+    return len(text) <= 2 or is_held_out(text) == held_out
+
+
+def spell(rng: np.random.Generator, length: int) -> str:
+    """A word of `length` letters, consonant and vowel in turn."""
+    text = ""
+    while len(text) < length:
+        text += ONSETS[int(rng.integers(len(ONSETS)))] + VOWELS[int(rng.integers(len(VOWELS)))]
+        if rng.random() < 0.35:
+            text += CODAS[int(rng.integers(len(CODAS)))]
+    return text[:length]
+
+
+def word(rng: np.random.Generator, held_out: bool, length: int | None = None) -> str:
+    """A word of 2 to 8 letters of one split, lengths uniform, in one of three cases."""
+    while True:
+        text = spell(rng, length or int(rng.integers(2, LONGEST_WORD + 1)))
+        if length is None and rng.random() < 0.15:
+            text = SIGNS[int(rng.integers(len(SIGNS)))]
+        if fits(text, held_out):
+            return (text, text.upper(), text.capitalize())[int(rng.integers(3))]
+
+
+def number(rng: np.random.Generator, held_out: bool, length: int | None = None) -> str:
+    """A number of 1 to 4 digits of one split, without a leading zero."""
+    length = length or int(rng.integers(1, 5))
+    while True:
+        text = str(int(rng.integers(10 ** (length - 1) if length > 1 else 0, 10**length)))
+        if fits(text, held_out):
+            return text
+
+
+def price(rng: np.random.Generator, held_out: bool) -> str:
+    """An amount from 0.05 to 99.95 of one split."""
+    while True:
+        text = f"{int(rng.integers(1, 2000)) * 0.05:.2f}"
+        if fits(text, held_out):
+            return text
+
+
+@lru_cache(maxsize=256)
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of FONTS at `size` px. Those but the built-in one need matplotlib, which has them."""
+    if name == BUILT_IN:
+        built_in = ImageFont.load_default(size)
+        if not isinstance(built_in, ImageFont.FreeTypeFont):
+            raise ImportError("this Pillow has no FreeType; install one of Pillow's own wheels")
+        return built_in
+    try:
+        from matplotlib import get_data_path
+    except ImportError as error:
+        raise ImportError(
+            f"the font {name} comes with matplotlib, which is not installed: "
+            "pip install flashvl-kernels[train]"
+        ) from error
+    return ImageFont.truetype(
+        str(Path(get_data_path()) / "fonts" / "ttf" / name), size,
+        layout_engine=ImageFont.Layout.BASIC,
+    )  # fmt: skip
+
+
+def ink(text: str, name: str, size: int, turn: float = 0.0) -> np.ndarray:
+    """`text` printed and turned by `turn` degrees, cropped to its ink: float32 [h, w], 0..1."""
+    type_face = font(name, size)
+    left, top, right, bottom = (round(side) for side in type_face.getbbox(text))
+    mask = Image.new("L", (right - left + 8, bottom - top + 8))
+    ImageDraw.Draw(mask).text((4 - left, 4 - top), text, fill=255, font=type_face)
+    if turn:
+        mask = mask.rotate(turn, Image.Resampling.BICUBIC, expand=True)
+    values = np.asarray(mask, np.float32) / 255
+    seen = values > 0.1
+    rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    return values[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]

@@ -1,0 +1,210 @@
+"""Pictures that need tiles: reproducible, seams true, answers in the picture, splits apart."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashvl.train import digits, printed, tiled, tiled_heldout
+from flashvl.train.scenes import RGB
+from flashvl.train.seams import Box, seam
+from flashvl_kernels.tiles import TileGrid
+
+pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
+pytest.importorskip("matplotlib", reason="most printed fonts come with matplotlib")
+
+
+def test_batches_do_not_depend_on_the_workers() -> None:
+    runs = [
+        list(itertools.islice(tiled.stream(3, start, workers, batch=4), 3))
+        for start, workers in ((0, 0), (0, 2), (1, 0))
+    ]
+    alone, parallel, later = runs
+    for one, other in (*zip(alone, parallel, strict=True), *zip(alone[1:], later, strict=False)):
+        assert one["turns"] == other["turns"] and one["boxes"] == other["boxes"]
+        assert one["images"].equal(other["images"]) and one["on_seam"].equal(other["on_seam"])
+    assert not alone[0]["images"][0].equal(alone[0]["images"][1])
+
+
+def test_a_later_example_does_not_depend_on_the_batch_size() -> None:
+    small, large = tiled.make_batch(5, 2, 1), tiled.make_batch(5, 3, 1)
+    size, family = tiled.batch_kind(5, 1)
+    for arrays, first in ((small, 2), (large, 3)):
+        assert np.array_equal(arrays["images"][0], tiled.example(5, first, size, family).image)
+
+
+SUBPIXELS = 16
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_seams_are_what_counting_points_by_their_owner_gives(data: st.DataObject) -> None:
+    """Every 1/16 px of the box is looked up in TileGrid.owner() and in the tiles' own spans."""
+    overlap = data.draw(st.sampled_from((0, 1, 2, 3, 4)))
+    rows, cols = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    grid = TileGrid(rows, cols, 8, overlap)
+    size = 128, 96
+    top, left = data.draw(st.integers(0, 100)), data.draw(st.integers(0, 80))
+    bottom, right = data.draw(st.integers(top + 1, 128)), data.draw(st.integers(left + 1, 96))
+    found = seam(Box(top, left, bottom, right), size, grid)
+
+    shares, depths, whole = [0.0], [0.0], True
+    ranges = ((top, bottom), (left, right))
+    for axis, (first, last) in enumerate(ranges):
+        points = (np.arange(first * SUBPIXELS, last * SUBPIXELS) + 0.5) / SUBPIXELS
+        patches = points * grid.canvas_full[axis] / size[axis]
+        line = grid.owner().numpy().take(0, axis=1 - axis)  # the owners along this axis
+        owners = line[patches.astype(int)]
+        changes = np.flatnonzero(np.diff(owners)) + 1
+        for change in changes:
+            fewer = min(change, len(owners) - change)
+            shares.append(fewer / len(owners))
+            depths.append(fewer / SUBPIXELS)
+        starts = range(0, (rows, cols)[axis] * (8 - overlap), 8 - overlap)
+        whole &= any((patches >= s).all() and (patches <= s + 8).all() for s in starts)
+    best = int(np.argmax(shares))
+    near = 1 / SUBPIXELS
+    assert found.share == pytest.approx(shares[best], abs=near)
+    assert any(found.depth == pytest.approx(depth, abs=near) for depth in depths)
+    assert found.whole == whole
+
+
+def test_a_seam_by_hand() -> None:
+    plain, overlapping = TileGrid(1, 2, 8), TileGrid(1, 2, 8, 2)
+    word = Box(10, 56, 20, 96)  # 8 of its 40 px lie left of the cut at 64
+    assert seam(word, (64, 128), plain) == seam(word, (64, 128), plain)
+    found = seam(word, (64, 128), plain)
+    assert (found.depth, found.share, found.whole) == (8.0, 0.2, False)
+    # 14 patches over 128 px: the second tile begins at 6 patches, 54.9 px, and sees the word whole
+    assert seam(word, (64, 128), overlapping).whole
+    assert seam(word, (64, 128), overlapping).depth == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("family", tiled.FAMILIES)
+def test_examples_lie_where_they_were_asked_to(family: str) -> None:
+    for index, on_seam in itertools.product(range(3), (True, False)):
+        rng = np.random.default_rng((index, on_seam))
+        made = tiled.draw(rng, tiled.PICTURES[index], family, on_seam)
+        found = made.seam(tiled.plain_grid(made.size))
+        assert found.on == on_seam and found.whole != on_seam
+        assert found.share >= tiled.LEAST_SHARE or not on_seam
+
+
+def _blank_outside(image: np.ndarray, boxes: tuple[Box, ...]) -> np.ndarray:
+    """How far each pixel outside the boxes is from the paper, which is a plane of each channel."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    outside = np.ones((height, width), bool)
+    for box in boxes:
+        outside[int(box.top) - 1 : int(box.bottom) + 1, int(box.left) - 1 : int(box.right) + 1] = 0
+    plane = np.stack([y[outside], x[outside], np.ones(outside.sum())], 1).astype(float)
+    values = image[outside].astype(float)
+    return values - plane @ np.linalg.lstsq(plane, values, rcond=None)[0]
+
+
+@pytest.mark.parametrize("family", ("word", "handwritten"))
+def test_the_box_of_a_text_holds_all_of_its_ink(family: str) -> None:
+    """Ink is at least 80 grey levels from the paper; sensor noise stays below 48 (6 sigma)."""
+    for index in range(4):
+        rng = np.random.default_rng(index)
+        made = tiled.draw(rng, tiled.BIG, family, bool(index % 2))
+        assert np.abs(_blank_outside(made.image, made.boxes).mean(1)).max() < 48
+        (box,) = made.boxes
+        inside = made.image[int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
+        assert np.ptp(inside.astype(int).mean(2)) > 60
+
+
+def test_printed_ink_reads_as_its_text() -> None:
+    """The text is told from all others of its length by its own ink, letter by letter."""
+    for text in ("hotel", "Zek", "7576", "31.05"):
+        for name in printed.FONTS:
+            mask = printed.ink(text, name, 16)
+            one_off = [
+                text[:i] + ("o" if text[i] != "o" else "x") + text[i + 1 :]
+                for i in range(len(text))
+            ]
+            others = [printed.ink(other, name, 16) for other in one_off]
+            assert all(o.shape != mask.shape or np.abs(o - mask).max() > 0.3 for o in others)
+            assert mask.max() > 0.9 and mask[0].max() > 0.1 and mask[:, -1].max() > 0.1
+
+
+def test_scene_answers_are_read_back_from_the_picture() -> None:
+    """The colour of the asked shape, and the count, from the boxes alone."""
+    names, inks = list(RGB), np.array(list(RGB.values()), float)
+    counted = set()
+    for index in range(60):
+        made = tiled.example(11, index, tiled.BIG, "scene")
+        question, answer, kind = made.turn
+        if kind == "colour":
+            (box,) = made.boxes
+            y, x = int((box.top + box.bottom) / 2), int((box.left + box.right) / 2)
+            seen = made.image[y - 1 : y + 2, x - 1 : x + 2].astype(float).mean((0, 1))
+            assert names[int(np.abs(inks - seen).sum(1).argmin())] == answer, question
+        if kind == "count" and answer != "0":
+            assert len(made.boxes) == int(answer), question
+        counted.add(kind)
+    assert counted == {"colour", "shape", "count", "relation"}
+
+
+def test_no_held_out_text_is_printed_in_training() -> None:
+    rng = np.random.default_rng(0)
+    for make in (printed.word, printed.number, printed.price):
+        training = {make(rng, False).lower() for _ in range(300)}
+        held_out = {make(rng, True).lower() for _ in range(300)}
+        shared = training & held_out
+        assert all(len(text) <= 2 for text in shared)
+        assert len(training | held_out) > (200 if make is not printed.number else 150)
+    assert {len(printed.word(rng, False)) for _ in range(200)} == set(range(2, 9))
+
+
+def test_held_out_digits_never_meet_the_training_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, held = digits.handwriting(False), digits.handwriting(True)
+    assert not set(sum(train.indices, ())) & set(sum(held.indices, ()))
+    asked = []
+
+    def watched(held_out: bool) -> digits.Handwriting:
+        asked.append(held_out)
+        return held if held_out else train
+
+    monkeypatch.setattr(digits, "handwriting", watched)
+    for index in range(4):
+        tiled.example(0, index, tiled.BIG, "handwritten")
+    assert set(asked) == {False}
+    asked.clear()
+    tiled_heldout.make_cases("handwritten", 2)
+    assert set(asked) == {True}
+
+
+def test_the_shipped_cases_are_the_ones_their_seed_draws() -> None:
+    cases = tiled_heldout.load_cases()
+    assert len(cases) == len(tiled.FAMILIES) * tiled_heldout.CASES
+    for family in tiled.FAMILIES:
+        shipped = [case for case in cases if case.family == family]
+        drawn = tiled_heldout.make_cases(family, 6, tiled_heldout.FIXED_SEED)
+        for one, other in zip(shipped, drawn, strict=False):
+            assert one.turn == other.turn and one.boxes == other.boxes
+            assert abs(one.image.astype(int) - other.image).mean() < 8  # JPEG's error is about 3
+        assert sum(case.seam(tiled.plain_grid(case.size)).on for case in shipped) == 100
+        for case in shipped:
+            _, answer, kind = case.turn
+            if kind in ("word", "printed", "price"):
+                assert printed.fits(answer, held_out=True), answer
+
+
+def test_the_shipped_files_are_small_and_few() -> None:
+    files = list(tiled_heldout.FOLDER.iterdir())
+    assert sum(path.stat().st_size for path in files) < tiled_heldout.MOST_BYTES
+    assert len(files) == 1 + len(tiled.FAMILIES) * len(tiled.PICTURES)
+
+
+def test_cases_are_written_as_they_are_read(tmp_path: Path) -> None:
+    tiled_heldout.write_cases(tmp_path, n=2, seed=1)
+    read = tiled_heldout.load_cases(tmp_path)
+    drawn = [c for family in tiled.FAMILIES for c in tiled_heldout.make_cases(family, 2, 1)]
+    assert [c.turn for c in read] == [c.turn for c in drawn]
+    assert [c.boxes for c in read] == [c.boxes for c in drawn]
