@@ -17,6 +17,8 @@ template <class T, class W>
 class FewRows {
  public:
   static constexpr int kWarps = 8, kThreads = kWarps * kWarp;
+  // On a multiprocessor at once, at least: two would spill with the four loads of x of int4.
+  static constexpr int kBlocks = W::kWordColumns == 8 ? 1 : 2;
   static constexpr int kRows = 8, kColumns = 16;
   static constexpr int kTileStride = 20;  // eight rows at one column in banks of their own
   static constexpr int kLaneColumns = 4 * W::kWordColumns;  // of one load
@@ -266,7 +268,7 @@ class FewRows {
 
 // The grid is (16 columns, splits of the sum).
 template <class T, class W>
-__global__ void __launch_bounds__(FewRows<T, W>::kThreads, 2)
+__global__ void __launch_bounds__(FewRows<T, W>::kThreads, FewRows<T, W>::kBlocks)
     product_few_kernel(ProductArgs<T> args) {
   FewRows<T, W>(args).run();
 }
