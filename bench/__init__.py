@@ -17,8 +17,6 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
     compare.py   `flashvl-bench compare`: what changed between two runs of ops
     profile/     `flashvl-bench profile`: where the time of one answer goes
     page/        `flashvl-bench report`: result files as one HTML page
-    gate.py      `flashvl-bench gate`: two git refs (checkouts.py) in processes that take turns
-                 (turns.py, side.py), and how sure that is (verdict.py); trials.py: how often it is
-                 right here; static.py, instructions.py: its part without any clock
+    gate/        `flashvl-bench gate`: is one git ref slower than another?
     report.py    text tables; schema.py: the result files, versioned and validated
 """

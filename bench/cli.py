@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from flashvl_bench import gate
+from flashvl_bench.gate import cli as gate
 from flashvl_bench.page import cli as page
 from flashvl_bench.profile import cli as profile
 

@@ -18,6 +18,8 @@ template <class W>
 class FmaProduct {
  public:
   static constexpr int kThreads = 256, kRows = 64, kColumns = 64;
+  // Of a multiprocessor at least. int4 holds scales too, and spills on sm_120 for a second one.
+  static constexpr int kBlocks = W::kGroup > 0 ? 1 : 2;
   static constexpr int kStep = 16, kStages = 4;
   static constexpr int kTileStride = kColumns + 4;
 
@@ -174,7 +176,7 @@ class FmaProduct {
 
 // The grid is (tiles, splits of the sum).
 template <class W>
-__global__ void __launch_bounds__(FmaProduct<W>::kThreads)
+__global__ void __launch_bounds__(FmaProduct<W>::kThreads, FmaProduct<W>::kBlocks)
     product_fma_kernel(ProductArgs<float> args) {
   FmaProduct<W>(args).run();
 }

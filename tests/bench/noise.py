@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flashvl_bench.compare import Key
-from flashvl_bench.verdict import Measured
+from flashvl_bench.gate.verdict import Measured
 
 CASES = 40
 ROUNDS = 40

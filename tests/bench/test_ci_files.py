@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flashvl_bench import gate
+from flashvl_bench.gate import cli as gate
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
@@ -102,7 +102,7 @@ def test_the_gate_step_passes_on_arguments_and_status(status: int, tmp_path: Pat
 def test_the_command_has_the_options_the_files_use() -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
-    gate.add_parser(commands)
+    gate.arguments(commands)
     options = {o for action in commands.choices["gate"]._actions for o in action.option_strings}
     for path in (ACTION, GITLAB):
         used = set(re.findall(r"(?<![\w-])(--[a-z-]+)", path.read_text()))

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flashvl_bench import checkouts, cli, gate, schema, side, trials, turns, verdict
-from flashvl_bench.verdict import Measured
+from flashvl_bench import cli, schema
+from flashvl_bench.gate import checkouts, side, trials, turns, verdict
+from flashvl_bench.gate import cli as gate
+from flashvl_bench.gate.verdict import Measured
 from tests.bench.noise import CASES, SharedMachine, key
 
 RUNS = 100

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from flashvl_bench import cli, instructions, static
-from flashvl_bench.turns import Settings, Tree
+from flashvl_bench import cli
+from flashvl_bench.gate import instructions, static
+from flashvl_bench.gate.turns import Settings, Tree
 from tests.bench.test_gate import Commit, repository  # noqa: F401  (a fixture)
 
 CUDA = {"nvcc": "13.0", "op": {"sm_80": {"k<BF16>": [64, 0], "k<float>": [32, 1024]}}}

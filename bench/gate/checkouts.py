@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flashvl_bench.turns import Tree
+from flashvl_bench.gate.turns import Tree
 
 BUILDER = Path("tools") / "build_extension.py"
 NONE = "none"

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flashvl_bench.compare import Change
-    from flashvl_bench.turns import Settings
-    from flashvl_bench.verdict import Measured
+    from flashvl_bench.gate.turns import Settings
+    from flashvl_bench.gate.verdict import Measured
 
 PATHS = (".", "src", "model")
 LEAST = 0.05
@@ -77,7 +77,7 @@ def _words(text: str) -> tuple[str, ...]:
 def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """The command line. Exit status 0; 1 if a case is slower, broken or gone; 2 if there is nothing
     to judge by: a ref that is unknown or does not build, a side that does not start."""
-    from flashvl_bench.checkouts import CheckoutError
+    from flashvl_bench.gate.checkouts import CheckoutError
     from flashvl_bench.remote import RemoteError
     from flashvl_kernels import backends
 
@@ -97,8 +97,8 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 
 def _timed(options: argparse.Namespace) -> int:
-    from flashvl_bench import verdict
-    from flashvl_bench.turns import Pair
+    from flashvl_bench.gate import verdict
+    from flashvl_bench.gate.turns import Pair
 
     settings = settings_of(options)
     start = time.perf_counter()
@@ -121,7 +121,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """How the command line wants cases measured."""
     import torch
 
-    from flashvl_bench.turns import Settings
+    from flashvl_bench.gate.turns import Settings
 
     return Settings(
         ops=options.op,
@@ -137,7 +137,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 @contextmanager
 def _trees(options: argparse.Namespace) -> Iterator[Any]:
-    from flashvl_bench import checkouts
+    from flashvl_bench.gate import checkouts
 
     refs = options.base, options.head
     with (
@@ -200,6 +200,6 @@ def write(found_rows: list[tuple[int, Measured]], settings: Settings, path: str)
 
 
 def _static(options: argparse.Namespace) -> int:
-    from flashvl_bench import static
+    from flashvl_bench.gate import static
 
     return static.run(options, _trees)

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flashvl_bench.checkouts import CheckoutError
 from flashvl_bench.compare import Key
-from flashvl_bench.turns import Settings, Tree, link_tools
+from flashvl_bench.gate.checkouts import CheckoutError
+from flashvl_bench.gate.turns import Settings, Tree, link_tools
 
 LIBRARY = "libflashvl_kernels"
 LEVEL = "avx2"
@@ -36,7 +36,7 @@ _CLIENT = """
 void begin(void) { CALLGRIND_ZERO_STATS; CALLGRIND_START_INSTRUMENTATION; }
 void finish(const char* name) { CALLGRIND_STOP_INSTRUMENTATION; CALLGRIND_DUMP_STATS_AT(name); }
 """
-_COUNTER = "from flashvl_bench import instructions; instructions.count_here()"
+_COUNTER = "from flashvl_bench.gate import instructions; instructions.count_here()"
 
 
 def missing() -> str | None:
@@ -129,7 +129,7 @@ def count_here() -> None:
     """In the process under callgrind: run each case once between `begin` and `finish`."""
     import torch
 
-    from flashvl_bench import side
+    from flashvl_bench.gate import side
 
     asked: dict[str, Any] = json.loads(sys.argv[1])
     client = ctypes.CDLL(asked["client"])
@@ -151,9 +151,9 @@ def count_here() -> None:
 
 def _cases(asked: dict[str, Any]) -> Iterator[Any]:
     """Of each op the largest samples that are small enough for callgrind."""
-    from flashvl_bench import side
     from flashvl_bench.cases import Case
     from flashvl_bench.ceilings import DTYPES
+    from flashvl_bench.gate import side
     from flashvl_kernels.spec import REGISTRY
 
     if asked["cases"]:

@@ -1,9 +1,9 @@
 """How often the gate is right on this machine: runs of a checkout against itself, as it is and with
 a planted slowdown.
 
-    python -m flashvl_bench.trials --runs 10                    # 10 of each, for real: hours
-    python -m flashvl_bench.trials --runs 10 --record a.json    # and keep every round
-    python -m flashvl_bench.trials --resample a.json --runs 100 # 100 of each from recorded rounds
+    python -m flashvl_bench.gate.trials --runs 10                     # 10 of each, for real: hours
+    python -m flashvl_bench.gate.trials --runs 10 --record a.json     # and keep every round
+    python -m flashvl_bench.gate.trials --resample a.json --runs 100  # 100 of each from those
 
 The slowdown is planted in one op, another one in each run: after each call the process of the head
 waits on the clock until `--slower` (0.1) of what the call took has passed again. To the gate that
@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from flashvl_bench import gate, schema, verdict
+from flashvl_bench import schema
 from flashvl_bench.compare import Change, Key
-from flashvl_bench.turns import Pair, Settings, Tree
-from flashvl_bench.verdict import Measured, Meter
+from flashvl_bench.gate import cli as gate
+from flashvl_bench.gate import verdict
+from flashvl_bench.gate.turns import Pair, Settings, Tree
+from flashvl_bench.gate.verdict import Measured, Meter
 
 BLOCK = 4  # rounds that stay together
 
@@ -129,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the counts. Exit status 1 above one false alarm in a hundred runs (none in fewer), or
     below 95 slowdowns caught in a hundred."""
     parser = argparse.ArgumentParser(
-        prog="python -m flashvl_bench.trials",
+        prog="python -m flashvl_bench.gate.trials",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -23,8 +23,8 @@ from typing import Any
 
 import flashvl_bench
 from flashvl_bench.compare import Key
+from flashvl_bench.gate.verdict import Measured
 from flashvl_bench.remote import REST, Remote, RemoteError
-from flashvl_bench.verdict import Measured
 
 TURN = 0.02  # seconds of a turn at least, where calls are shorter
 MOST_CALLS = 64
@@ -32,7 +32,7 @@ SIDES = "the base", "the head"
 _SERVER = """
 from flashvl_bench.peers import protocol
 def start():
-    from flashvl_bench import side
+    from flashvl_bench.gate import side
     return side.start()
 protocol.serve(start)
 """

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashvl_bench import checkouts, report
+from flashvl_bench import report
+from flashvl_bench.gate import checkouts
 
 LEAST = 0.02
 BUDGETS = ("tests/aot/budget.json", "tests/aot/triton_budget.json", "tests/simt/counters.json")
@@ -176,8 +177,8 @@ def _budget(repository: Path, ref: str, file: str) -> Any:
 
 def executed(options: argparse.Namespace, trees: Trees, least: float) -> list[Difference]:
     """The instructions of both refs' CPU kernels."""
-    from flashvl_bench import instructions
-    from flashvl_bench.gate import settings_of
+    from flashvl_bench.gate import instructions
+    from flashvl_bench.gate.cli import settings_of
 
     with trees(options) as sides:
         counts = [instructions.count(side, settings_of(options)) for side in sides]
@@ -220,7 +221,7 @@ def markdown(found: Sequence[Difference]) -> Iterator[str]:
 
 def run(options: argparse.Namespace, trees: Trees) -> int:
     """The command line. Exit status 0, 1 if a number is worse, 2 if there is none to compare."""
-    from flashvl_bench import instructions
+    from flashvl_bench.gate import instructions
 
     least = options.least or LEAST
     repository = Path(options.repository)
