@@ -23,13 +23,15 @@ struct CompressTokensArgs {
   TokenCanvas canvas;
   int64_t columns;
   int64_t rows_a_token;
-  int channels;       // of x
-  int factor;         // of shuffle and average
-  int height, width;  // of the canvas
+  int channels;  // of x
+  int factor;    // of shuffle and average
   int out_rows, out_cols;
   int transpose;  // tokens column by column
   int pooling, order;
   float eps;
+
+  __device__ __forceinline__ int height() const { return canvas.tiling.down.length; }
+  __device__ __forceinline__ int width() const { return canvas.tiling.across.length; }
 };
 
 // An output token: its image, its place in the compressed grid, and the first of its parts.
@@ -55,8 +57,8 @@ __device__ __forceinline__ OutputPlace output_place(const CompressTokensArgs<T>&
 template <class T>
 __device__ __forceinline__ bool part_inside(const CompressTokensArgs<T>& args,
                                             const OutputPlace& at, int part) {
-  return at.row * args.factor + part / args.factor < args.height &&
-         at.col * args.factor + part % args.factor < args.width;
+  return at.row * args.factor + part / args.factor < args.height() &&
+         at.col * args.factor + part % args.factor < args.width();
 }
 
 // Elements [c, c + kVec) of a shuffled token: channels of one of its parts.
@@ -73,9 +75,10 @@ __device__ __forceinline__ Vec<T, kVec> moved_at(const CompressTokensArgs<T>& ar
   Vec<T, kVec> values{};
   const int row = at.row * args.factor + part / args.factor;
   const int col = at.col * args.factor + part % args.factor;
-  if (row >= args.height || col >= args.width) return values;
-  if (!args.canvas.blended) return plain_at<kVec>(args.x, args.canvas, at.image, row, col, column);
-  const Vec<float, kVec> sum = blended_at<kVec>(args.x, args.canvas, at.image, row, col, column);
+  if (row >= args.height() || col >= args.width()) return values;
+  const PositionSources from = sources_at(args.canvas, at.image, row, col);
+  if (!args.canvas.tiling.blended) return plain_at<kVec>(args.x, from, column);
+  const Vec<float, kVec> sum = blended_at<kVec>(args.x, args.canvas, from, column);
 #pragma unroll
   for (int i = 0; i < kVec; ++i) values[i] = from_float<T>(sum[i]);
   return values;
@@ -114,10 +117,10 @@ __device__ __forceinline__ void add_positions(const CompressTokensArgs<T>& args,
   Vec<T, kVec> part[kAtOnce];
 #pragma unroll
   for (int k = 0; k < kAtOnce; ++k) {
-    const int col = min(across.first + from + k, args.width - 1);
+    const int col = min(across.first + from + k, args.width() - 1);
     part[k] = {};
     if (from + k < across.count) {
-      part[k] = plain_at<kVec>(args.x, args.canvas, image, row, col, c);
+      part[k] = plain_at<kVec>(args.x, sources_at(args.canvas, image, row, col), c);
     }
   }
 #pragma unroll
@@ -133,8 +136,8 @@ __device__ __forceinline__ Vec<T, kVec> pooled_at(const CompressTokensArgs<T>& a
                                                   const OutputPlace& at, int64_t c) {
   constexpr int kAtOnce = 4;  // loads under way
   const bool weighted = args.pooling == static_cast<int>(Pooling::bilinear);
-  const Span down = span_of(args, at.row, args.height, args.out_rows);
-  const Span across = span_of(args, at.col, args.width, args.out_cols);
+  const Span down = span_of(args, at.row, args.height(), args.out_rows);
+  const Span across = span_of(args, at.col, args.width(), args.out_cols);
   const auto weight_of = [&](const Span& span, int k) {
     return weighted && k == 0 ? 1.0f - span.second : span.second;
   };
@@ -142,9 +145,9 @@ __device__ __forceinline__ Vec<T, kVec> pooled_at(const CompressTokensArgs<T>& a
   Vec<float, kVec> total{};
 #pragma unroll 1
   for (int a = 0; a < down.count; ++a) {
-    const int row = min(down.first + a, args.height - 1);
+    const int row = min(down.first + a, args.height() - 1);
     Vec<float, kVec> sum{};
-    if (!args.canvas.blended) {
+    if (!args.canvas.tiling.blended) {
 #pragma unroll 1
       for (int b = 0; b < across.count; b += kAtOnce) {
         add_positions<kVec, kAtOnce>(args, at.image, row, across, b, c, weight, sum);
@@ -152,8 +155,9 @@ __device__ __forceinline__ Vec<T, kVec> pooled_at(const CompressTokensArgs<T>& a
     } else {
 #pragma unroll 1
       for (int b = 0; b < across.count; ++b) {
-        const int col = min(across.first + b, args.width - 1);
-        const Vec<float, kVec> one = blended_at<kVec>(args.x, args.canvas, at.image, row, col, c);
+        const int col = min(across.first + b, args.width() - 1);
+        const PositionSources from = sources_at(args.canvas, at.image, row, col);
+        const Vec<float, kVec> one = blended_at<kVec>(args.x, args.canvas, from, c);
 #pragma unroll
         for (int i = 0; i < kVec; ++i) sum[i] = fmaf(one[i], weight(b), sum[i]);
       }

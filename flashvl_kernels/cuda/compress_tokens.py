@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels.compression import Compression
-from flashvl_kernels.cuda import token_canvas
+from flashvl_kernels.cuda import canvas as canvases
+from flashvl_kernels.cuda.canvas import TokenCanvas
 from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import (
     TYPES,
@@ -23,7 +24,6 @@ from flashvl_kernels.cuda.launch import (
     ceil_div,
     vector_width,
 )
-from flashvl_kernels.cuda.token_canvas import TokenCanvas
 from flashvl_kernels.tiles import TileGrid
 
 THREADS = 384
@@ -68,7 +68,7 @@ class CompressTokensArgs(ctypes.Structure):
         *(
             (name, ctypes.c_int)
             for name in (
-                "channels", "factor", "height", "width", "out_rows", "out_cols", "transpose",
+                "channels", "factor", "out_rows", "out_cols", "transpose",
                 "pooling", "order",
             )
         ),
@@ -136,9 +136,9 @@ def _source(x: Tensor, fields: tuple[Any, ...]) -> _Source:
         x = x.contiguous()
     images, height, width = _size(x, fields)
     if fields[10] != 0:
-        canvas = token_canvas.of(x, TileGrid.from_flat(fields[10:]))
+        canvas = canvases.of_tiles(TileGrid.from_flat(fields[10:]), *x.stride()[:2])
     else:
-        canvas = token_canvas.whole(x, height, width)
+        canvas = canvases.of_images(height, width, *x.stride()[:2])
     return _Source(x, canvas, images, height, width)
 
 
@@ -171,7 +171,7 @@ def _launch(
     arguments = CompressTokensArgs(
         address(x), address(weight), address(bias), address(y), canvas,
         columns, rows_a_token,
-        channels, factor, source.height, source.width, out_rows, out_cols, how.transpose,
+        channels, factor, out_rows, out_cols, how.transpose,
         0 if shuffled else POOLINGS.index(how.kind), order, eps,
     )  # fmt: skip
     kernel = _instance(x.dtype, vector, chosen.held, not shuffled)
@@ -200,7 +200,7 @@ def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
         tokens = x.new_empty(images, height * width, x.shape[2])
         launches.append(_launch(source, Compression("none"), norm, tokens, False))
         tensors["tokens"] = tokens
-        canvas = token_canvas.whole(tokens, height, width)
+        canvas = canvases.of_images(height, width, *tokens.stride()[:2])
         source = _Source(tokens, canvas, images, height, width)
         norm, first = (None, None, eps), False
     launches.append(_launch(source, how, norm, y, first))

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flashvl_kernels.cuda import canvas
+from flashvl_kernels.cuda.canvas import TokenCanvas, blends
 from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.launch import (
     TYPES,
@@ -24,41 +26,16 @@ from flashvl_kernels.tiles import TileGrid
 GRID_X_LIMIT = 2**31 - 1
 
 
-class Canvas(ctypes.Structure):
-    """Canvas of csrc/cuda/canvas_sources.cuh."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            "rows", "columns", "height", "width", "tile", "overlap", "border",
-            "tile_stride", "token_stride", "crop", "linear",
-        )
-    )  # fmt: skip
-
-
 class StitchTilesArgs(ctypes.Structure):
     """StitchTilesArgs<T> of csrc/cuda/stitch_tiles.cuh."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
-        ("canvas", Canvas),
+        ("canvas", TokenCanvas),
         ("positions", ctypes.c_int64),
         ("channels", ctypes.c_int64),
     )
-
-
-def blends(grid: TileGrid) -> bool:
-    """Whether some position is made of more than one tile."""
-    return grid.rule != "crop" and grid.overlap > 0 and grid.tiles > 1
-
-
-def canvas_of(grid: TileGrid, tile_stride: int, token_stride: int) -> Canvas:
-    """The canvas of `grid` over tiles in memory; strides in whatever the kernel counts."""
-    return Canvas(
-        grid.rows, grid.cols, *grid.canvas, grid.tile, grid.overlap, grid.border,
-        tile_stride, token_stride, grid.rule == "crop", grid.rule == "linear",
-    )  # fmt: skip
 
 
 def plan(positions: int, vectors: int, device: Device) -> tuple[Size3, RowBlocks]:
@@ -90,6 +67,11 @@ def _word(x: Tensor, y: Tensor, blend: bool) -> Word:
     return Word(TYPES[x.dtype], x.element_size(), vector_width(x.element_size(), sizes, addresses))
 
 
+def why_not(x: Tensor, *fields: Any) -> str | None:
+    """Places on a canvas are 32 bits."""
+    return canvas.why_not(TileGrid.from_flat(fields))
+
+
 def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
     """A call on schema arguments."""
     x, *fields = flat
@@ -109,7 +91,7 @@ def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
     arguments = StitchTilesArgs(
         address(x),
         address(y),
-        canvas_of(grid, tile_stride, token_stride),
+        canvas.of_tiles(grid, tile_stride, token_stride),
         positions,
         channels,
     )

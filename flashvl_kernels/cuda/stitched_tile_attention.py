@@ -5,17 +5,12 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from flashvl_kernels.cuda import flash_plan
+from flashvl_kernels.cuda import canvas, flash_plan
+from flashvl_kernels.cuda.canvas import Tiling, blends
 from flashvl_kernels.cuda.device import Device
 from flashvl_kernels.cuda.flash_plan import Operand
 from flashvl_kernels.cuda.launch import Instance, Launch, Prepared, address, ceil_div
 from flashvl_kernels.tiles import TileGrid
-
-
-class StitchAxis(ctypes.Structure):
-    """StitchAxis of csrc/cuda/stitched_tile_attention.cuh."""
-
-    _fields_ = (("tiles", ctypes.c_int64), ("canvas", ctypes.c_int64))
 
 
 class StitchedTileAttentionArgs(ctypes.Structure):
@@ -24,17 +19,10 @@ class StitchedTileAttentionArgs(ctypes.Structure):
     _fields_ = (
         *((name, Operand) for name in ("q", "k", "v")),
         ("out", ctypes.c_void_p),
-        ("down", StitchAxis),
-        ("across", StitchAxis),
-        *((n, ctypes.c_int64) for n in ("tile", "overlap", "border", "blends", "linear")),
+        ("tiling", Tiling),
         *((n, ctypes.c_int64) for n in ("image_blocks", "heads", "channels", "out_wide")),
         ("scale", ctypes.c_float),
     )
-
-
-def blends(grid: TileGrid) -> bool:
-    """Whether some position is made of more than one tile."""
-    return grid.rule != "crop" and grid.overlap > 0 and grid.tiles > 1
 
 
 def stretches(tiles: int, grid: TileGrid) -> list[int]:
@@ -85,17 +73,10 @@ def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
     dim = flash_plan.padded(channels, q.element_size())
     shape = flash_plan.shape_of(dim, q.element_size())
     blocks, blended = plan(grid, shape.rows), blends(grid)
-    canvas_rows, canvas_columns = grid.canvas
     arguments = StitchedTileAttentionArgs(
         *(flash_plan.operand(t, 0, 1, 2) for t in (q, k, v)),
         address(out),
-        StitchAxis(grid.rows, canvas_rows),
-        StitchAxis(grid.cols, canvas_columns),
-        grid.tile,
-        grid.overlap,
-        grid.border,
-        blended,
-        grid.rule == "linear",
+        canvas.tiling(grid),
         blocks,
         heads,
         channels,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.cuda import stitch_tiles as cuda_plan
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call
 from flashvl_kernels.tiles import TileGrid
 
@@ -204,7 +205,7 @@ SPEC = OpSpec(
     samples=SAMPLES,
     kernels={
         "cpu": SUPPORTS_ALL,
-        "cuda": SUPPORTS_ALL,
+        "cuda": cuda_plan.why_not,
         "triton": triton.supports("stitch_tiles"),
     },
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flashvl_kernels.cuda import (
+    canvas,
     causal_attention,
     decode_attention,
     flash_plan,
@@ -100,10 +101,10 @@ def test_stretches_cover_the_canvas(
     rule: str, shape: tuple[int, int], tile: int, overlap: int, border: int
 ) -> None:
     grid = TileGrid(*shape, tile, overlap, rule, border)
-    for tiles, canvas in zip(shape, grid.canvas, strict=True):
+    for tiles, length in zip(shape, grid.canvas, strict=True):
         lengths = stitched_tile_attention.stretches(tiles, grid)
-        assert sum(lengths) == canvas and min(lengths) >= 0
-        assert len(lengths) == (2 * tiles - 1 if stitched_tile_attention.blends(grid) else tiles)
+        assert sum(lengths) == length and min(lengths) >= 0
+        assert len(lengths) == (2 * tiles - 1 if canvas.blends(grid) else tiles)
 
 
 def test_crop_computes_no_query_twice() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flashvl_kernels.cuda import (
+    canvas,
     merge_image_tokens,
     rope_qkv,
     rope_qkv_cached,
@@ -73,8 +74,8 @@ def test_a_copy_counts_in_words_and_a_blend_in_elements() -> None:
 
 def test_a_grid_without_overlap_is_a_copy() -> None:
     for grid in (TileGrid(2, 2, 4, 0, "mean"), TileGrid(1, 1, 4, 2, "linear")):
-        assert not stitch_tiles.blends(grid)
-    assert stitch_tiles.blends(TileGrid(1, 2, 4, 2, "mean"))
+        assert not canvas.blends(grid)
+    assert canvas.blends(TileGrid(1, 2, 4, 2, "mean"))
 
 
 def test_a_prompt_is_merged_two_rows_a_block() -> None:
@@ -174,3 +175,10 @@ def test_tables_are_read_where_they_lie() -> None:
         assert (found.wide, found.narrow) == (each.data_ptr(), None)
         assert (found.row, found.channel, found.vectors) == (*each.stride(), vectors)
     assert rope_qkv._table(table.half()).narrow is not None
+
+
+def test_what_stitch_tiles_refuses() -> None:
+    """Places on a canvas are 32 bits."""
+    x = torch.empty(1, 1, device="meta")
+    assert stitch_tiles.why_not(x, *TileGrid(2**15, 2**15, 1).flat()) is None
+    assert "32768 x 65536 patches" in str(stitch_tiles.why_not(x, *TileGrid(2**15, 2**16, 1).flat()))

@@ -92,8 +92,7 @@ FAULTS = {
         "output",
     ),
     "shares of the two tiles swapped": fault(
-        STITCHED, "linear", "stitched_tile_attention.cuh",
-        "way ? later : 1.0f - later", "way ? 1.0f - later : later", "output",
+        STITCHED, "linear", "tiling.cuh", "way == 0 ?", "way == 1 ?", "output",
     ),
     "a blend that reads before it wrote": fault(
         STITCHED, "mean", "stitched_tile_attention.cuh",

@@ -35,24 +35,22 @@ ROPE, CACHED = "rope_qkv", "rope_qkv_cached"
 
 FAULTS: dict[str, Fault] = {
     "an odd overlap cut one too early": fault(
-        STITCH, "odd overlap, crop", "canvas_sources.cuh",
-        "(canvas.overlap + 1) / 2", "canvas.overlap / 2", "output",
+        STITCH, "odd overlap, crop", "tiling.cuh",
+        "(axis.overlap + 1) / 2", "axis.overlap / 2", "output",
     ),
     "the border forgotten": fault(
-        STITCH, "one tile, border dropped", "canvas_sources.cuh",
-        "position + canvas.border", "position", "output",
+        STITCH, "one tile, border dropped", "tiling.cuh",
+        "position + axis.border", "position", "output",
     ),
     "shares of the two tiles swapped": fault(
-        STITCH, "linear", "canvas_sources.cuh",
-        "2 * local + 1)", "2 * (canvas.overlap - local) - 1)", "output",
+        STITCH, "linear", "tiling.cuh", "way == 0 ?", "way == 1 ?", "output",
     ),
     "a source that is not there multiplied by 0": fault(
-        STITCH, "NaN and Inf", "stitch_tiles.cuh",
-        "if (from.has(i, j)) sum", "sum", "output",
+        STITCH, "NaN and Inf", "token_canvas.cuh", "if (from.has(i, j)) {", "{", "output",
     ),
     "the last tile not held to the grid": fault(
-        STITCH, "linear", "canvas_sources.cuh",
-        "min(place / step, tiles - 1)", "place / step", "output",
+        STITCH, "linear", "tiling.cuh",
+        "min(place / step, axis.tiles - 1)", "place / step", "output",
     ),
     "channels guarded one vector too late": fault(
         STITCH, "tokens with a gap, crop", "stitch_tiles.cuh",
@@ -65,9 +63,9 @@ FAULTS: dict[str, Fault] = {
     ),
     # In fp32: offsets of a copy count words of 4 bytes.
     "a tile's offset of 32 bits": Fault(
-        STITCH, "canvas_sources.cuh",
-        "tile * canvas.tile_stride + token",
-        "static_cast<int32_t>(tile * canvas.tile_stride) + token",
+        STITCH, "token_canvas.cuh",
+        "across, tile * canvas.tile_stride",
+        "across, static_cast<int32_t>(tile * canvas.tile_stride)",
         "output", sample(STITCH, "third tile past 2^31", torch.float32),
     ),
     "no barrier before the warps' counts are read": fault(

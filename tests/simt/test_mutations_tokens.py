@@ -32,7 +32,7 @@ COMPRESS, IMAGE, HEAD = "compress_tokens", "image_to_patches", "argmax_head"
 FAULTS = {
     "padding read from the next row": fault(
         COMPRESS, "Unfold order, 7 padded to 8", "compress_taps.cuh",
-        "if (row >= args.height || col >= args.width) return values;", "", "output",
+        "if (row >= args.height() || col >= args.width()) return values;", "", "output",
     ),
     "the norm over the padding": fault(
         COMPRESS, "norm first, then padding", "compress_tokens.cuh",
@@ -48,13 +48,12 @@ FAULTS = {
         "if (from == other) y", "if (from == self) y", "output",
     ),
     "an overlap cut one too late": fault(
-        COMPRESS, "bilinear from a blended canvas", "token_canvas.cuh",
+        COMPRESS, "bilinear from a blended canvas", "tiling.cuh",
         "position + axis.border", "position + axis.border + 1", "output",
     ),
     "shares of the two tiles swapped": fault(
-        COMPRESS, "85 channels, blended, RMSNorm", "token_canvas.cuh",
-        "before ? 2 * (axis.overlap - local) - 1 : 2 * local + 1",
-        "before ? 2 * local + 1 : 2 * (axis.overlap - local) - 1", "output",
+        COMPRESS, "85 channels, blended, RMSNorm", "tiling.cuh",
+        "way == 0 ?", "way == 1 ?", "output",
     ),
     "bins that end one too early": fault(
         COMPRESS, "adaptive, bins of 9x5", "compress_taps.cuh",
@@ -62,13 +61,13 @@ FAULTS = {
     ),
     "a neighbour past the canvas": fault(
         COMPRESS, "bilinear up", "compress_taps.cuh",
-        "const int row = min(down.first + a, args.height - 1);",
+        "const int row = min(down.first + a, args.height() - 1);",
         "const int row = down.first + a;", "global_out_of_bounds",
     ),
     "a tile's offset of 32 bits": fault(
         COMPRESS, "third image past 2^31", "token_canvas.cuh",
-        "return tile * canvas.tile_stride",
-        "return static_cast<int32_t>(tile * canvas.tile_stride)", "global_out_of_bounds",
+        "across, tile * canvas.tile_stride",
+        "across, static_cast<int32_t>(tile * canvas.tile_stride)", "global_out_of_bounds",
     ),
     "lines filtered before they are there": fault(
         IMAGE, "reduced to one tile", "image_to_patches.cuh",
