@@ -6,7 +6,7 @@
 // instead of a launch that ranks them first. An id is compared, never used as an address.
 #pragma once
 
-#include "memory.cuh"
+#include "copy_row.cuh"
 #include "ptx/popc.cuh"
 #include "ptx/sync.cuh"
 #include "rows.cuh"
@@ -17,8 +17,6 @@ namespace flashvl::cuda {
 constexpr int64_t kFirstOfImage = -200, kRestOfImage = -201;
 
 constexpr int kMergeThreads = 256, kMergeWarps = kMergeThreads / kWarp;
-// Vectors of a row that a thread takes.
-constexpr int kMergeVectors = 2;
 // Blocks a multiprocessor holds at least: 48 KiB under way, where a B200 needs 43.
 constexpr int kMergeBlocks = 6;
 // Ids that a thread has under way where it counts.
@@ -96,21 +94,6 @@ __device__ __forceinline__ void rank_rows(const MergeImageTokensArgs<T>& args, i
   sync_block();
 }
 
-template <class T, int kVec>
-__device__ __forceinline__ void copy_words(Global<const T> from, Global<T> to, int64_t columns) {
-  const int64_t step = static_cast<int64_t>(blockDim.x) * kVec;
-  const int64_t first = blockIdx.y * kMergeVectors * step + threadIdx.x * kVec;
-  Vec<T, kVec> at[kMergeVectors];
-#pragma unroll
-  for (int v = 0; v < kMergeVectors; ++v) {
-    if (first + v * step < columns) at[v] = from.template load_once<kVec>(first + v * step);
-  }
-#pragma unroll
-  for (int v = 0; v < kMergeVectors; ++v) {
-    if (first + v * step < columns) to.store(first + v * step, at[v]);
-  }
-}
-
 // blockDim is (threads along a row, rows at a time); the grid covers the rows in x, each block
 // rows_a_block neighbours, and a row's parts in y.
 template <class T, int kVec>
@@ -119,6 +102,7 @@ __global__ void __launch_bounds__(kMergeThreads, kMergeBlocks)
   FLASHVL_SHARED(int64_t, ranks, kMergeThreads);
   const int64_t first = blockIdx.x * args.rows_a_block;
   const int64_t last = min(first + args.rows_a_block, args.rows);
+  const RowPart<kVec> part;
   int64_t before = -1;
 #pragma unroll 1
   for (int64_t start = first; start < last; start += merge_threads()) {
@@ -129,7 +113,7 @@ __global__ void __launch_bounds__(kMergeThreads, kMergeBlocks)
       const int64_t rank = ranks.load(row - start);
       const Global<const T> from = rank < 0 ? args.embeds + args.embeds_rows.offset(row)
                                             : args.images + rank * args.image_stride;
-      copy_words<T, kVec>(from, args.y + row * args.columns, args.columns);
+      copy_row(part, from, args.y + row * args.columns, args.columns);
     }
   }
 }

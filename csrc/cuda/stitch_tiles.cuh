@@ -7,13 +7,13 @@
 // once.
 #pragma once
 
+#include "copy_row.cuh"
 #include "token_canvas.cuh"
 
 namespace flashvl::cuda {
 
-// Vectors of a row that a thread takes: 256 threads have 8 KiB under way.
-constexpr int kStitchVectors = 2;
-// Blocks a multiprocessor holds at least: 32 KiB under way, where an H100 needs 18.
+// Blocks a multiprocessor holds at least: 256 threads have 8 KiB under way each, together 32 KiB,
+// where an H100 needs 18.
 constexpr int kStitchBlocks = 4;
 
 template <class T>
@@ -24,28 +24,12 @@ struct StitchTilesArgs {
   int64_t positions, channels;
 };
 
-// One position that a single tile covers: kStitchVectors vectors, `step` channels apart.
-template <class T, int kVec>
-__device__ __forceinline__ void copy_position(Global<const T> from, Global<T> to, int64_t first,
-                                              int64_t step, int64_t channels) {
-  Vec<T, kVec> at[kStitchVectors];
-#pragma unroll
-  for (int v = 0; v < kStitchVectors; ++v) {
-    if (first + v * step < channels) at[v] = from.template load_once<kVec>(first + v * step);
-  }
-#pragma unroll
-  for (int v = 0; v < kStitchVectors; ++v) {
-    if (first + v * step < channels) to.store(first + v * step, at[v]);
-  }
-}
-
 // A copy of rows needs no type of feature: without kBlend T is a word of any type.
 // blockDim is (threads along a row, positions a block); the grid covers positions in x and a row's
 // parts in y.
 template <class T, int kVec, bool kBlend>
 __global__ void __launch_bounds__(256, kStitchBlocks) stitch_tiles_kernel(StitchTilesArgs<T> args) {
-  const int64_t step = static_cast<int64_t>(blockDim.x) * kVec;
-  const int64_t first = blockIdx.y * kStitchVectors * step + threadIdx.x * kVec;
+  const RowPart<kVec> part;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.y;
   const TileAxis &down = args.canvas.tiling.down, &across = args.canvas.tiling.across;
   const int area = down.length * across.length;
@@ -57,13 +41,13 @@ __global__ void __launch_bounds__(256, kStitchBlocks) stitch_tiles_kernel(Stitch
     const PositionSources from = sources_at(args.canvas, image, row, col);
     const Global<T> to = args.y + position * args.channels;
     if (!kBlend || !from.several()) {
-      copy_position<T, kVec>(args.x + from.offset, to, first, step, args.channels);
+      copy_row(part, args.x + from.offset, to, args.channels);
       continue;
     }
     if constexpr (kBlend) {
 #pragma unroll 1
-      for (int v = 0; v < kStitchVectors; ++v) {
-        const int64_t c = first + v * step;
+      for (int v = 0; v < kRowVectors; ++v) {
+        const int64_t c = part.at(v);
         if (c >= args.channels) break;
         const Vec<float, kVec> sum = blended_at<kVec>(args.x, args.canvas, from, c);
         Vec<T, kVec> y;

@@ -9,7 +9,7 @@ from flashvl_kernels.cuda.launch import WARP, ceil_div
 
 THREADS = 256
 VECTORS = 2
-"""Vectors a thread takes of a row: kStitchVectors, kMergeVectors."""
+"""Vectors a thread takes of a row: kRowVectors."""
 
 
 @dataclass(frozen=True)

@@ -181,4 +181,5 @@ def test_what_stitch_tiles_refuses() -> None:
     """Places on a canvas are 32 bits."""
     x = torch.empty(1, 1, device="meta")
     assert stitch_tiles.why_not(x, *TileGrid(2**15, 2**15, 1).flat()) is None
-    assert "32768 x 65536 patches" in str(stitch_tiles.why_not(x, *TileGrid(2**15, 2**16, 1).flat()))
+    refused = stitch_tiles.why_not(x, *TileGrid(2**15, 2**16, 1).flat())
+    assert "32768 x 65536 patches" in str(refused)

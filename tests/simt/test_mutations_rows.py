@@ -53,8 +53,8 @@ FAULTS: dict[str, Fault] = {
         "min(place / step, axis.tiles - 1)", "place / step", "output",
     ),
     "channels guarded one vector too late": fault(
-        STITCH, "tokens with a gap, crop", "stitch_tiles.cuh",
-        "v * step < channels) to.store", "v * step <= channels) to.store",
+        STITCH, "tokens with a gap, crop", "copy_row.cuh",
+        "part.at(v) < columns) to.store", "part.at(v) <= columns) to.store",
         "global_out_of_bounds",
     ),
     "positions guarded one too late": fault(
