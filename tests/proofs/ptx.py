@@ -21,7 +21,9 @@ from flashvl_kernels.cuda import nvcc
 from flashvl_kernels.cuda.launch import Instance, Launch, Prepared
 from flashvl_kernels.simt.build import CSRC
 
-TYPES: dict[Any, str] = {ctypes.c_void_p: "u64", ctypes.c_int64: "u64", ctypes.c_float: "f32"}
+TYPES: dict[Any, str] = {
+    ctypes.c_void_p: "u64", ctypes.c_int64: "u64", ctypes.c_int: "u32", ctypes.c_float: "f32",
+}  # fmt: skip
 INTEGERS = {torch.int64: "s64", torch.int32: "s32"}
 
 
@@ -107,6 +109,10 @@ def _places(struct: ctypes.Structure, base: int) -> Iterator[tuple[int, Any, Any
         offset = base + getattr(type(struct), name).offset
         if issubclass(kind, ctypes.Structure):
             yield from _places(getattr(struct, name), offset)
+        elif issubclass(kind, ctypes.Array):
+            size = ctypes.sizeof(kind._type_)
+            for i, value in enumerate(getattr(struct, name)):
+                yield offset + i * size, kind._type_, value
         else:
             yield offset, kind, getattr(struct, name)
 
@@ -115,7 +121,7 @@ def _argument(field: Field) -> dict[str, Any]:
     if field.kind is ctypes.c_void_p:
         return {"parameter": field.name, "type": "pointer", "value": None}
     kind = TYPES[field.kind]
-    value = field.value if kind == "f32" else field.value % 2**64
+    value = field.value if kind == "f32" else field.value % 2 ** (8 * ctypes.sizeof(field.kind))
     return {"parameter": field.name, "type": kind, "value": value}
 
 
