@@ -41,8 +41,13 @@ setup: $(VENV)/.test-stamp $(VENV)/.triton-stamp $(VENV)/.proof-stamp
 demo: setup
 	@$(BIN)/flashvl demo
 
+# What measures time has the machine for itself, afterwards.
+WORKERS ?= 2
+ALONE := tests/bench tests/cuda/test_nvrtc.py
+
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(addprefix --ignore=,$(ALONE))
+	@$(BIN)/python -m pytest $(ALONE)
 
 bench: setup
 	@$(BIN)/flashvl-bench ops --quick

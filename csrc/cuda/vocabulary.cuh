@@ -205,9 +205,10 @@ template <bool kWide, class T, int kFormat>
 __device__ __forceinline__ void tile_logits(const Vocabulary<T, kFormat>& w, const Shared<T>& x,
                                             int64_t first, int rows, float (&d)[4]) {
   using V = Vocabulary<T, kFormat>;
-  // Chunks under way: 128 bytes a lane, or 64 where integers are decoded and need the registers;
+  // Chunks under way: 128 bytes a lane, or 64 where integers are decoded and need the registers
+  // (single elements take one each, so of them there is one chunk);
   // with 512 threads a multiprocessor that is 32 KiB, where an H100 needs 18 (3.35 TB/s, 700 ns).
-  constexpr int kAhead = kFormat == kPlain ? 4 : kWide && sizeof(T) == 2 ? 2 : 1;
+  constexpr int kAhead = !kWide ? 1 : kFormat == kPlain ? 4 : sizeof(T) == 2 ? 2 : 1;
   const int64_t low = first + lane() / 4, high = low + 8;
   const int chunks = static_cast<int>(ceil_div(w.columns, V::kChunk));
   TileSums<T, kFormat> sums;
