@@ -1,0 +1,60 @@
+"""Asks sentryward about every case and writes answers.json, which the tests hold it to.
+
+    nice python -m tests.proofs.ask             # the cases that have no answer yet
+    nice python -m tests.proofs.ask --again     # all of them: half an hour
+
+Three answers: "race_free"; what the tool does not support, in its own words; "no answer" in
+`SECONDS`. One that came within `QUICK` seconds is asked for again in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.proofs import cases, sentry
+
+ANSWERS = Path(__file__).with_name("answers.json")
+SECONDS = 20
+QUICK = 8.0
+FREE, NONE = "race_free", f"no answer in {SECONDS} s"
+
+
+def answers() -> dict[str, dict[str, Any]]:
+    """The recorded answers, by case."""
+    found: dict[str, dict[str, Any]] = json.loads(ANSWERS.read_text())
+    return found
+
+
+def answer(name: str) -> dict[str, Any]:
+    """One case asked: its answer, and whether it came quickly."""
+    with tempfile.TemporaryDirectory() as folder:
+        question = cases.question(name, Path(folder))
+        start = time.monotonic()
+        found = sentry.races(question, Path(folder), SECONDS)
+        seconds = time.monotonic() - start
+    if found.result == "timeout":
+        return {"answer": NONE, "quick": False}
+    words = found.result if found.result == FREE else f"{found.result}: {found.reason}"
+    return {"answer": words, "quick": seconds < QUICK}
+
+
+def main() -> int:
+    """Ask, and write after each answer. Exit status 1 if a kernel may have a race."""
+    found = {} if "--again" in sys.argv or not ANSWERS.exists() else answers()
+    found = {name: found[name] for name in cases.CASES if name in found}
+    for name in cases.CASES:
+        if name not in found:
+            found[name] = answer(name)
+            print(f"{found[name]['answer']}  {name}", flush=True)
+            lines = ",\n".join(f" {json.dumps(n)}: {json.dumps(a)}" for n, a in found.items())
+            ANSWERS.write_text(f"{{\n{lines}\n}}\n")
+    return int(any(each["answer"].startswith("potential_race") for each in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
