@@ -26,17 +26,23 @@ TENSOR_CORE_FLOPS_A_BYTE = 16
 """A full-size call with more of them is bound by FLOPs on multiply-adds alone: an L4 does 100 of
 them in the time of a byte, and loses half of these to loads, addresses and loops."""
 
-NO_PRODUCTS: dict[str, str] = {}
+NO_PRODUCTS = {
+    r"normalise_kernel<.*>": "writes the rows that a product then reads: bound by their bytes",
+}
 """Kernels in 16 bits, of ops that multiply matrices, without tensor cores: pattern, reason."""
 
+_ONE = "one element an access, for strides, widths and addresses that are no multiple of 16 bytes"
 NARROW = {
-    r"(swiglu|(rms|layer)_norm(_long)?)_kernel<\w+, 1\b.*>": (
-        "one element an access, for strides, widths and addresses that are no multiple of 16 bytes"
-    ),
+    r"(swiglu|stitch_tiles|merge_image_tokens|rope_qkv)_kernel<\w+, 1\b.*>": _ONE,
+    r"(compress_tokens_long|(rms|layer)_norm(_long)?)_kernel<\w+, 1\b.*>": _ONE,
+    r"argmax_head_kernel<\w+, \d, false>": _ONE,
 }
 """Kernels without 16-byte loads or stores: pattern, reason."""
 
-NARROW_STORES: dict[str, str] = {}
+NARROW_STORES = {
+    r"argmax_head_kernel<\w+, \d, true>": "a logit and its word a row, beside a whole vocabulary",
+    r"resize_kernel<\d>": "bytes of planes: the lanes of a warp fill a sector",
+}
 """Kernels that store what is small beside what they load: pattern, reason."""
 
 
@@ -62,7 +68,7 @@ def multiplies_matrices(op: str) -> bool:
     return "ptx/mma.cuh" in included(f"{op}.cuh")
 
 
-@pytest.mark.parametrize("op", resources.ops())
+@pytest.mark.parametrize("op", resources.compiled_ops())
 def test_an_op_with_many_flops_a_byte_has_tensor_cores(op: str) -> None:
     if multiplies_matrices(op):
         return  # some costs depend on lengths, which a call of shapes has not
