@@ -14,6 +14,7 @@ from torch import Tensor
 from flashvl_kernels import numerics, simt
 from flashvl_kernels.cuda import plan_module
 from flashvl_kernels.cuda.device import DEVICES, L4
+from flashvl_kernels.shapes import meta_call
 from flashvl_kernels.simt.build import CSRC
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
 
@@ -33,10 +34,8 @@ def calls(*kinds: str) -> list[Any]:
     ]
 
 
-def flat_call(
-    spec: OpSpec, sample: Sample, dtype: torch.dtype, device: str = "cpu"
-) -> tuple[Any, ...]:
-    built = sample.build(dtype, device)
+def flat_call(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> tuple[Any, ...]:
+    built = sample.build(dtype)
     _, flat = capture(spec.function, *built.args, **built.kwargs)
     return flat
 
@@ -147,7 +146,8 @@ def test_plans_name_only_kernels_that_are_built(spec: OpSpec) -> None:
     for sample in [s for s in spec.samples if s.kind not in ("hostile",)]:
         for dtype in simt.DTYPES.values():
             # Full size without its values: a vocabulary takes seconds to draw and to pack.
-            flat = flat_call(spec, sample, dtype, "meta" if sample.kind == "bench" else "cpu")
+            make = meta_call if sample.kind == "bench" else flat_call
+            flat = make(spec, sample, dtype)
             for device in DEVICES if refused(spec, flat) is None else ():
                 for launch in plan.prepare(flat, device).launches:
                     assert launch.kernel in known
