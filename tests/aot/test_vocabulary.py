@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from flashvl_kernels.cuda import resources
+from flashvl_kernels.cuda import nvcc, sources
 
 SOURCE = """
 #include "memory.cuh"
@@ -68,13 +69,12 @@ INSTRUCTIONS = (
 
 @pytest.mark.parametrize("architecture", [80, 120])
 def test_every_wrapper_is_its_instruction(architecture: int, tmp_path: Path) -> None:
-    compiler = resources.nvcc()
-    if compiler is None:
+    if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on PATH; install the CUDA toolkit to compile the kernels")
     source, ptx = tmp_path / "every.cu", tmp_path / "every.ptx"
     source.write_text(SOURCE)
-    common = [compiler, "-std=c++17", f"-arch=sm_{architecture}"]
-    folders = ["-I", str(resources.ROOT / "csrc" / "cuda")]
+    common = [nvcc.path(), "-std=c++17", f"-arch=sm_{architecture}"]
+    folders = ["-I", str(sources.folder())]
     subprocess.run([*common, *folders, "-ptx", str(source), "-o", str(ptx)], check=True)
     text = ptx.read_text()
     missing = [name for name in INSTRUCTIONS if name not in text]
