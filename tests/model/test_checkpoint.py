@@ -173,7 +173,7 @@ def test_packing_while_loading_equals_packing_the_whole(
     again.load_weights(load_file(folder / SINGLE))
     assert equal(once, again)
     linear = {name: m for name, m in once.named_modules() if isinstance(m, Linear)}
-    # 72 and 56 rows are no whole panels, nor is a gate of 72: such weights stay rows, and floats
+    # 72 and 56 rows are no whole panels, nor is a gate of 40: such weights stay rows, and floats
     # plain parameters.
     whole = {name for name, m in linear.items() if m.shape[0] % (16 * m.matrices) == 0}
     packed = {name for name, m in linear.items() if m.packed is not None}
