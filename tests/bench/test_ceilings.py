@@ -29,6 +29,11 @@ FLAGS = ("-O3", "-march=native", "-fno-tree-loop-distribute-patterns", "-pthread
 
 Rate = Callable[[], float]
 
+on_a_quiet_machine = pytest.mark.skipif(
+    not os.environ.get("FLASHVL_SLOW_TESTS"),
+    reason="a shared machine's bandwidth moves by more than this allows; FLASHVL_SLOW_TESTS=1",
+)
+
 
 def bests(ours: Rate, theirs: Rate, seconds: float = MOST_SECONDS) -> tuple[float, float]:
     """The best rates, in turns until they agree or the time is up."""
@@ -44,11 +49,7 @@ def bests(ours: Rate, theirs: Rate, seconds: float = MOST_SECONDS) -> tuple[floa
 
 
 def same(mine: float, other: float) -> None:
-    """Both rates agree. Where several processes wait for each core all the time, nobody has a turn
-    for itself, and the comparison says nothing."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if not agree(mine, other) and load > 2 * cores:
-        pytest.skip(f"{load:.0f} processes on {cores} cores: {mine:.4g} and {other:.4g} a second")
+    """Both rates agree."""
     assert agree(mine, other), f"{mine:.4g} a second, the C program {other:.4g}"
 
 
@@ -88,11 +89,13 @@ def source() -> torch.Tensor:
     return torch.ones(BYTES // 4)
 
 
+@on_a_quiet_machine
 def test_streaming_read(program: Callable[[str], Rate], source: torch.Tensor) -> None:
     mine, other = bests(lambda: ceilings._stream_read(source, TURN), program("read"))
     same(mine, other)
 
 
+@on_a_quiet_machine
 def test_copy(program: Callable[[str], Rate], source: torch.Tensor) -> None:
     target = torch.zeros_like(source)
 
@@ -103,6 +106,7 @@ def test_copy(program: Callable[[str], Rate], source: torch.Tensor) -> None:
     same(mine, other)
 
 
+@on_a_quiet_machine
 @pytest.mark.parametrize(("loop", "kind"), [("fma_f32", "fma"), ("tiles_bf16", "tiles")])
 def test_products_in_registers(program: Callable[[str], Rate], loop: str, kind: str) -> None:
     if extension.cpu_level() not in ("avx512", "avx512_bf16", "amx") and loop == "fma_f32":
