@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flashvl_kernels import simt
-from flashvl_kernels.cuda import plan_module
+from flashvl_kernels.cuda import kernels_of, plan_module
 from flashvl_kernels.cuda.device import L4
 from flashvl_kernels.simt.build import CSRC
 from flashvl_kernels.spec import REGISTRY
@@ -114,19 +114,25 @@ def mutated(fault: Fault, folder: Path) -> Path:
     return folder / "csrc"
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_seen(name: str, tmp_path: Path) -> None:
-    fault = FAULTS[name]
+def check_seen(fault: Fault, name: str, folder: Path) -> None:
+    """Run the op with the fault planted in a copy of its sources, and fail unless it is seen."""
     plan = plan_module(fault.op)
     assert plan is not None
     flat = arguments(fault)
     spec = REGISTRY[fault.op]
-    used = [launch.kernel for launch in plan.prepare(flat, L4).launches]
-    csrc = mutated(fault, tmp_path)
-    built = simt.build(f'#include "cuda/{fault.op}.cuh"', used, f"{fault.op}, {name}", csrc)
+    used = dict.fromkeys(launch.kernel for launch in plan.prepare(flat, L4).launches)
+    source = f'#include "cuda/{kernels_of(fault.op)}.cuh"'
+    built = simt.build(source, list(used), f"{fault.op}, {name}", mutated(fault, folder))
     result = simt.call(spec, flat, L4, built)
     found = {finding.kind for finding in result.findings}
     if fault.seen == "output":
         assert any(text.startswith("output") for text in wrong(spec, flat, result))
+    elif fault.seen == "bank_conflicts":
+        assert result.counters["bank_conflicts"] > 0
     else:
         assert fault.seen in found, f"found {found}"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_seen(name: str, tmp_path: Path) -> None:
+    check_seen(FAULTS[name], name, tmp_path)

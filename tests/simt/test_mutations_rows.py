@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from flashvl_kernels import simt
-from flashvl_kernels.cuda import plan_module
-from flashvl_kernels.cuda.device import L4
 from flashvl_kernels.spec import REGISTRY
-from tests.simt.test_mutations import Fault, mutated
-from tests.simt.test_ops import flat_call, wrong
+from tests.simt.test_mutations import Fault, check_seen
+from tests.simt.test_ops import flat_call
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 
@@ -144,16 +142,4 @@ FAULTS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_seen(name: str, tmp_path: Path) -> None:
-    planted = FAULTS[name]
-    plan = plan_module(planted.op)
-    assert plan is not None
-    spec = REGISTRY[planted.op]
-    used = [launch.kernel for launch in plan.prepare(planted.flat, L4).launches]
-    csrc = mutated(planted, tmp_path)
-    built = simt.build(f'#include "cuda/{planted.op}.cuh"', used, f"{planted.op}, {name}", csrc)
-    result = simt.call(spec, planted.flat, L4, built)
-    found = {finding.kind for finding in result.findings}
-    if planted.seen == "output":
-        assert any(text.startswith("output") for text in wrong(spec, planted.flat, result))
-    else:
-        assert planted.seen in found, f"found {found}"
+    check_seen(FAULTS[name], name, tmp_path)
