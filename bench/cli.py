@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from flashvl_bench import steady
 from flashvl_bench.gate import cli as gate
 from flashvl_bench.page import cli as page
 from flashvl_bench.profile import cli as profile
@@ -173,6 +174,8 @@ def _run(argv: list[str] | None) -> int:
         if not 0 <= options.least < 10:
             parser.error(f"--least is {options.least}; needs a share such as 0.05")
         return compare.run(options.before, options.after, options.least, options.markdown)
+    if options.command == "ops" and argv is None:
+        steady.restart(steady.MALLOC)
     if options.command == "host":
         from flashvl_bench import host
 

@@ -51,7 +51,7 @@ def arguments(commands: Any) -> None:
     gate.add_argument("--backend", default="auto", help="default: auto")
     gate.add_argument("--samples", type=int, default=3, help="of an op, the cheapest (default: 3)")
     gate.add_argument("--warm", action="store_true", help="the same arguments in every call")
-    gate.add_argument("--seconds", type=float, default=2.5, help="of a case (default: 2.5)")
+    gate.add_argument("--seconds", type=float, default=1.0, help="of a case (default: 1)")
     gate.add_argument("--threads", type=int, help="default: PyTorch's")
     gate.add_argument(
         "--least", type=float, help=f"the least change to tell (default: {LEAST}; static: 0.02)"

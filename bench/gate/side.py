@@ -2,8 +2,8 @@
 
 The code that measures is the same on both sides, that of the `flashvl-bench` in use; which kernels
 it measures is decided by the search path it is started with (turns.py). Requests and answers are
-those of peers/protocol.py, which turns.py
-starts first, so that a checkout that cannot be imported answers with its error:
+those of peers/protocol.py, which turns.py starts first, so that a checkout that cannot be imported
+answers with its error:
 
     cases                    the keys of all cases
     prepare case judge       its arguments, and whether it runs and is right; seconds of a call
@@ -30,6 +30,7 @@ from flashvl_bench.own import OwnCase
 from flashvl_bench.peers import protocol
 from flashvl_bench.timing import Contender, Flat, Rotation, timed
 from flashvl_kernels import backends, numerics
+from flashvl_kernels.spec import REGISTRY
 
 WARM_CALLS = 3
 # Beyond this a case takes too long to be judged and timed among forty (AVX2: 0.3 s a call).
@@ -106,8 +107,6 @@ AnyCase = OpCase | FileCase
 
 def op_cases(ops: list[str], dtypes: list[str], backend: str, samples: int) -> Iterator[AnyCase]:
     """The `samples` cheapest bench samples of each op; an op this checkout lacks has none."""
-    from flashvl_kernels.spec import REGISTRY
-
     known = [name for name in ops or sorted(REGISTRY) if name in REGISTRY]
     for name in known:
         for dtype in dtypes:
@@ -117,6 +116,16 @@ def op_cases(ops: list[str], dtypes: list[str], backend: str, samples: int) -> I
                 if cost.flops <= LARGEST_FLOPS:
                     found.append((cost.bytes + cost.flops / 100, len(found), case))
             yield from (OpCase(case, backend) for _, _, case in sorted(found)[:samples])
+
+
+def named_cases(keys: list[list[str]]) -> Iterator[AnyCase]:
+    """The cases of these keys that this checkout has. To choose the cheapest, `op_cases` builds the
+    arguments of all: most of the time that a fresh process takes to start."""
+    wanted = {tuple(key) for key in keys}
+    for op, dtype in dict.fromkeys((key[0], key[2]) for key in keys):
+        for case in select((op,), (dtype,)) if op in REGISTRY else ():
+            for backend in (key[3] for key in wanted if key[:3] == case.name_parts):
+                yield OpCase(case, backend)
 
 
 def file_cases(path: str) -> Iterator[AnyCase]:
@@ -155,8 +164,11 @@ class Side:
         self._slower: dict[str, float] = asked["slower"]
         self._cache_bytes = 0 if asked["warm"] else machine.last_level_cache()
         self._warm: bool = asked["warm"]
+        found: Iterator[AnyCase]
         if asked["cases"]:
             found = file_cases(str(Path(asked["cases"]).absolute()))
+        elif asked["keys"] is not None:
+            found = named_cases(asked["keys"])
         else:
             found = op_cases(*(asked[n] for n in ("ops", "dtypes", "backend", "samples")))
         self._cases = {case.key: case for case in found}

@@ -21,6 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,13 @@ def _key(row: dict[str, Any]) -> Key:
 Run = Callable[[str, int], list[Change]]  # (op to slow down or "", number of the run)
 
 
-def count(run: Run, ops: Sequence[str], runs: int, note: Callable[[str], None]) -> tuple[int, int]:
+def count(
+    run: Run, ops: Sequence[str], runs: int, note: Callable[[str], None], first: int = 0
+) -> tuple[int, int]:
     """False alarms of `runs` unchanged runs and of as many with a planted slowdown, in runs; and
-    in how many of the latter it was caught."""
+    in how many of the latter it was caught. first: the number of the first run."""
     alarms = caught = 0
-    for i in range(runs):
+    for i in range(first, first + runs):
         told = {change.key[0] for change in run("", i) if change.bad}
         alarms += bool(told)
         note(f"unchanged run {i + 1}: {', '.join(sorted(told)) or 'quiet'}")
@@ -108,11 +111,13 @@ def resampled(path: str, slower: float) -> tuple[Run, list[str]]:
     return run, ops
 
 
-def real(settings: Settings, slower: float, rows: list[tuple[int, Measured]]) -> Run:
-    """Real runs of the checkout in use; what they measure unchanged goes to `rows`."""
+def real(settings: Settings, slower: float, record: str | None) -> Run:
+    """Real runs of the checkout in use; what they measure unchanged is written to `record` as each
+    of them ends."""
     import flashvl_kernels
 
     tree = Tree((Path(flashvl_kernels.__file__).parents[1],))
+    rows: list[tuple[int, Measured]] = []
 
     def run(op: str, i: int) -> list[Change]:
         start = time.perf_counter()
@@ -121,6 +126,8 @@ def real(settings: Settings, slower: float, rows: list[tuple[int, Measured]]) ->
         changes = verdict.decide(pair)
         if not op:
             rows.extend((100 * i + processes, found) for processes, found in pair.rows)
+            if record:
+                gate.write(rows, settings, record)
         print(f"trials    {len(changes)} cases in {time.perf_counter() - start:.0f} s", flush=True)
         return changes
 
@@ -136,13 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--runs", type=int, default=10, help="of each kind (default: 10)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run (default: 0)")
     parser.add_argument("--slower", type=float, default=0.1, help="planted (default: 0.1)")
     parser.add_argument("--resample", metavar="FILE.json", help="recorded rounds, not real runs")
     parser.add_argument("--record", metavar="FILE.json", help="write the rounds of unchanged runs")
     parser.add_argument("--op", default="", help="ops, by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of a case")
     options = parser.parse_args(argv)
-    rows: list[tuple[int, Measured]] = []
     import torch
 
     named = tuple(word for word in options.op.split(",") if word)
@@ -152,14 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         from flashvl_kernels.spec import REGISTRY
 
-        run, ops = real(settings, options.slower, rows), list(named or sorted(REGISTRY))
-    alarms, caught = count(run, ops, options.runs, lambda text: print(text, flush=True))
+        run, ops = real(settings, options.slower, options.record), list(named or sorted(REGISTRY))
+    note = partial(print, flush=True)
+    alarms, caught = count(run, ops, options.runs, note, options.first)
     print(
         f"{alarms} false alarms in {2 * options.runs} runs; "
         f"{caught} of {options.runs} planted slowdowns of {options.slower:.0%} caught"
     )
-    if options.record:
-        gate.write(rows, settings, options.record)
     return 1 if alarms > 2 * options.runs // 100 or caught < 0.95 * options.runs else 0
 
 

@@ -4,7 +4,8 @@ the same measuring code; only the kernels on the search path differ.
 In each round both make the same number of calls, at least `TURN` long, one side right after the
 other, the order alternating. A turn counts as its median call, so one preemption in it counts
 nothing. Before a turn the client rests: the threads of an idle OpenMP library spin for some
-milliseconds, on the cores the other side is about to use.
+milliseconds, on the cores the other side is about to use. Both begin with the environment of
+steady.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import flashvl_bench
+from flashvl_bench import steady
 from flashvl_bench.compare import Key
 from flashvl_bench.gate.verdict import Measured
 from flashvl_bench.remote import REST, Remote, RemoteError
@@ -50,7 +52,7 @@ class Settings:
     samples: int = 3
     cases: str | None = None
     warm: bool = False
-    seconds: float = 2.5
+    seconds: float = 1.0
     threads: int = 1
     slower: dict[str, float] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ class Pair:
             link_tools(tools)
             while keys is None or len(found) < len(keys):
                 with ExitStack() as stack:
-                    sides = self._open(stack, tools)
+                    sides = self._open(stack, tools, keys)
                     keys = _all_keys(sides) if keys is None else keys
                     for key in keys[len(found) :]:
                         self._note(f"{key[0]} [{key[1]}]: {len(found) + 1} of {len(keys)}")
@@ -105,9 +107,9 @@ class Pair:
         self.rows += [(self._taken, each) for each in found.values()]
         return found
 
-    def _open(self, stack: ExitStack, tools: Path) -> list[Remote]:
+    def _open(self, stack: ExitStack, tools: Path, keys: Sequence[Key] | None) -> list[Remote]:
         with ThreadPoolExecutor(2) as pool:
-            started = [pool.submit(self._start, i, tools) for i in (0, 1)]
+            started = [pool.submit(self._start, i, tools, keys) for i in (0, 1)]
         errors = [each.exception() for each in started]
         for each, error in zip(started, errors, strict=True):
             if error is None:
@@ -117,15 +119,18 @@ class Pair:
                 raise error
         return [each.result() for each in started]
 
-    def _start(self, i: int, tools: Path) -> Remote:
+    def _start(self, i: int, tools: Path, keys: Sequence[Key] | None) -> Remote:
         s, tree = self._settings, self._trees[i]
         asked = {
             "ops": s.ops, "dtypes": s.dtypes, "backend": s.backend, "samples": s.samples,
-            "cases": s.cases, "warm": s.warm, "threads": s.threads,
+            "cases": s.cases, "warm": s.warm, "threads": s.threads, "keys": keys,
             "slower": s.slower if i == 1 else {},
         }  # fmt: skip
         paths = os.pathsep.join(str(path) for path in (*tree.paths, tools))
-        environment = {**tree.environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(s.threads)}
+        environment = {
+            **steady.MALLOC, **steady.THREADS, **tree.environment,
+            "PYTHONPATH": paths, "OMP_NUM_THREADS": str(s.threads),
+        }  # fmt: skip
         try:
             return Remote("gate", asked, [sys.executable, "-P", "-c", _SERVER], environment)
         except RemoteError as error:

@@ -41,13 +41,19 @@ static double now(void) {
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
+// Four places in turns: with a single stream a core leaves up to a third of the bandwidth unused.
 static double read_once(size_t first, size_t last) {
   Floats a = {0}, b = {0}, c = {0}, d = {0};
   const Floats* p = (const Floats*)(source + first);
-  const size_t n = (last - first) * sizeof(double) / sizeof(Floats) / 4 * 4;
-  for (size_t i = 0; i < n; i += 4) a += p[i], b += p[i + 1], c += p[i + 2], d += p[i + 3];
+  const size_t quarter = (last - first) * sizeof(double) / sizeof(Floats) / 16 * 4;
+  for (size_t i = 0; i < quarter; i += 4) {
+#pragma GCC unroll 4
+    for (size_t at = i; at < 4 * quarter; at += quarter) {
+      a += p[at], b += p[at + 1], c += p[at + 2], d += p[at + 3];
+    }
+  }
   __asm__ volatile("" ::"m"(a), "m"(b), "m"(c), "m"(d));
-  return n * sizeof(Floats);
+  return 4 * quarter * sizeof(Floats);
 }
 
 static double copy_once(size_t first, size_t last) {

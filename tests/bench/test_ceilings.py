@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashvl_bench import ceilings
+from flashvl_bench import ceilings, machine
 from flashvl_kernels import extension
 
 WITHIN = 0.1
 FEWEST_TURNS, MOST_SECONDS = 8, 40.0
 TURN = 0.15
-BYTES = 128 << 20
+BYTES = ceilings.buffer_bytes(machine.last_level_cache())
 FLAGS = ("-O3", "-march=native", "-fno-tree-loop-distribute-patterns", "-pthread")
 
 Rate = Callable[[], float]

@@ -276,3 +276,12 @@ def test_the_ops_of_this_package_are_cases() -> None:
     assert len({case.key for case in cases}) == len(cases)
     assert max(Counter(case.name for case in cases).values()) == 3
     assert list(side.op_cases(["of_another_version"], ["bf16"], "auto", 3)) == []
+
+
+def test_cases_asked_for_by_key_are_the_same() -> None:
+    """What a fresh pair of processes is given of the first one's keys; ops of another version have
+    none."""
+    some = [case.key for case in side.op_cases(["rms_norm", "swiglu"], ["bf16"], "cpu", 2)]
+    unknown = ("of_another_version", "a", "bf16", "cpu")
+    asked = [list(key) for key in (*some, unknown)]
+    assert {case.key for case in side.named_cases(asked)} == set(some)
