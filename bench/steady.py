@@ -1,6 +1,6 @@
-"""What keeps the time of a call steady from process to process, where only the environment a process
-begins with can say so. Both were seen to make calls of a fifth of a millisecond three to fifteen
-times as long, for seconds on end, in one process and not in the next."""
+"""What keeps the time of a call steady from process to process, where only the environment that a
+process begins with can say so. Both were seen to make calls of a fifth of a millisecond three to
+fifteen times as long, for seconds on end, in one process and not in the next."""
 
 from __future__ import annotations
 
