@@ -13,7 +13,7 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra:
 from flashvl.config import FlashVLConfig
 from flashvl.model import FlashVL
 from flashvl.tokenizer import Tokenizer
-from flashvl.train import tiny
+from flashvl.train import loop, tiny
 from flashvl.train.batches import Batch, collate, grid_of
 from flashvl.train.canvas import Mark
 from flashvl.train.dataset import stream
@@ -64,11 +64,11 @@ def trainer(out: Path) -> tiny.Trainer:
 def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
 ) -> None:
-    monkeypatch.setattr(tiny, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     whole = trainer(tmp_path / "whole")
     whole.run()
 
-    learn = tiny.Trainer._learn
+    learn = tiny.Trainer.learn
     steps = 0
 
     def stopped(self: tiny.Trainer, stage: tiny.Stage, batch: Batch) -> dict[str, float]:
@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
             raise KeyboardInterrupt
         return learn(self, stage, batch)
 
-    monkeypatch.setattr(tiny.Trainer, "_learn", stopped)
+    monkeypatch.setattr(tiny.Trainer, "learn", stopped)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             trainer(tmp_path / "stopped").run()
@@ -87,6 +87,31 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert steps == 7
     for name, value in whole.average.items():
         assert torch.equal(value, resumed.average[name]), name
+    logs = [(tmp_path / run / "log.csv").read_text() for run in ("whole", "stopped")]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 6
+
+
+def test_the_log_loses_the_steps_that_no_state_knows_of(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    first = loop.Log(path, ("loss",), keep=0)
+    for step in range(1, 6):
+        first.add("join", step, {"loss": float(step)})
+    again = loop.Log(path, ("loss",), keep=3)
+    again.add("join", 4, {"loss": 0.5})
+    rows = path.read_text().splitlines()
+    assert rows[0] == "stage,step,loss" and rows[3:] == ["join,3,3.0000", "join,4,0.5000"]
+    assert loop.Log(tmp_path / "new.csv", ("loss",), keep=3).recent() == ""
+
+
+def test_a_run_stops_when_its_time_is_up_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
+) -> None:
+    seen = []
+    for _ in range(5):
+        one = trainer(tmp_path)
+        finished = one.run(seconds=0.0)  # up at once: a step, and one more where a stage ends
+        seen.append((finished, one.steps_done))
+    assert seen == [(False, 1), (False, 3), (False, 4), (True, 5), (True, 5)]
 
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -230,7 +255,7 @@ def test_pictures_of_no_canvas_size_are_refused() -> None:
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
-    rates = [tiny.schedule(step, 1000) for step in range(1000)]
+    rates = [loop.schedule(step, 1000) for step in range(1000)]
     assert rates[0] < 0.02
     assert max(rates) == 1.0
     assert rates[-1] < 1e-5

@@ -144,10 +144,7 @@ class LookupHead(nn.Module):
         where = object_tokens(batch.ordinal, batch.grid.canvas, size)[rows]
         wanted = (meant[:, :, None] * where).sum(1)
         wanted = wanted / wanted.sum(1, keepdim=True)
-        first = int((batch.ids[0] == IMAGE_FIRST).nonzero())
-        log_shares = seen.log_attention(batch.ids.shape[0], batch.ids.shape[1], rows, places)
-        at_image = log_shares[:, first : first + wanted.shape[1]]
-        return -(wanted * at_image).sum(1).mean()
+        return pointing(seen, batch.ids, rows, places, wanted)
 
     def _read(self, states: Tensor, batch: Any, rows: Tensor, ranks: Tensor) -> Tensor:
         """Loss of reading symbol, colour and centre of the object with this rank."""
@@ -171,6 +168,16 @@ class LookupHead(nn.Module):
         states = seen.states(COMPARED, batch.ids.shape[1])[rows, places]
         asked = F.cross_entropy(self.word(states), torch.tensor([m.word for m in compared]))
         return asked + F.mse_loss(self.difference(states), first - second) * 4
+
+
+def pointing(seen: Watched, ids: Tensor, rows: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+    """How far the watched head's attention, from token `places[m]` of picture `rows[m]`, is from
+    the shares `wanted` [M, tokens] of the picture's tokens. ids: of a batch whose pictures all
+    stand at the same place."""
+    first = int((ids[0] == IMAGE_FIRST).nonzero())
+    log_shares = seen.log_attention(ids.shape[0], ids.shape[1], rows, places)
+    at_image = log_shares[:, first : first + wanted.shape[1]]
+    return -(wanted * at_image).sum(1).mean()
 
 
 def centres(batch: Any, rows: Tensor, ranks: Tensor) -> Tensor:

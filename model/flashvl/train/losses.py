@@ -7,7 +7,9 @@ the line covers each patch of the canvas. The dense heads are dropped after trai
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +24,32 @@ BACKGROUND_WEIGHT = 0.3  # two patches in three are background; at weight 1 they
 
 
 class DenseHeads(nn.Module):
-    """One linear map from a canvas feature to the classes of its patch."""
+    """One linear map from a patch's feature to the classes of each of its `pieces`.
+
+    sizes: how many classes each target has; class 0 is the background.
+    """
 
     SIZES = (SYMBOLS, ORDINALS, COLOUR_CLASSES)
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, sizes: tuple[int, ...] = SIZES, pieces: int = 1) -> None:
         super().__init__()
-        self.map = nn.Linear(dim, sum(self.SIZES))
+        self.sizes = sizes
+        self.map = nn.Linear(dim, pieces * sum(sizes))
 
-    def forward(self, canvas: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """(loss, share of the covered patches whose symbol is right)."""
-        logits = self.map(canvas).flatten(0, 1).split(self.SIZES, dim=-1)
-        loss = canvas.new_zeros(())
-        targets = (batch.symbol, batch.ordinal, batch.colour)
+    def forward(self, features: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, float]:
+        """(loss, share of the covered pieces whose first target is right).
+
+        features [B, P, dim]; each of targets int64, B * P * pieces of them, -100 where not to be
+        known.
+        """
+        logits = self.map(features).view(-1, sum(self.sizes)).split(self.sizes, dim=-1)
+        loss = features.new_zeros(())
         for classes, target in zip(logits, targets, strict=True):
             weight = classes.new_ones(classes.shape[-1])
             weight[0] = BACKGROUND_WEIGHT
             loss = loss + F.cross_entropy(classes, target.flatten(), weight)
-        covered = batch.symbol.flatten() > 0
-        right = logits[0].argmax(-1)[covered] == batch.symbol.flatten()[covered]
+        covered = targets[0].flatten() > 0
+        right = logits[0].argmax(-1)[covered] == targets[0].flatten()[covered]
         return loss, float(right.float().mean())
 
 
@@ -58,13 +67,30 @@ class Spoken:
 
 
 def spoken(model: FlashVL, canvas: Tensor, batch: Batch) -> Spoken:
-    """Run adapter and decoder over whole conversations.
+    """Run adapter and decoder over whole conversations."""
+    how = model.config.image.compression_for(batch.grid)
+    return answered(model, model.adapter(canvas, how, size=batch.grid.canvas), batch)
+
+
+class Conversations(Protocol):
+    """What the next-token loss needs of a batch; see `batches.Batch`."""
+
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def answers(self) -> Tensor: ...
+
+    @property
+    def kinds(self) -> list[list[str]]: ...
+
+
+def answered(model: FlashVL, rows: Tensor, batch: Conversations) -> Spoken:
+    """Run the decoder over whole conversations, about image rows [B, tokens, hidden].
 
     A turn counts as right when every token of its answer is the most likely one given the tokens
     before it, which is when greedy decoding would write exactly that answer.
     """
-    how = model.config.image.compression_for(batch.grid)
-    rows = model.adapter(canvas, how, size=batch.grid.canvas)
     embeds = model.embed(batch.ids, rows.flatten(0, 1))
     hidden = model.decoder.forward_train(embeds)
     predicts = batch.answers[:, 1:]
