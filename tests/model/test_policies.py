@@ -12,6 +12,7 @@ from bench import work
 from flashvl import FlashVL, FlashVLConfig
 from flashvl.image import image_to_inputs
 from flashvl.train.policies import config_for, cost, grid_for, mix, policies
+from flashvl_kernels import TileGrid, stitch_tiles
 
 TINY = FlashVLConfig.tiny()
 POLICIES = {policy.name: policy for policy in policies(TINY)}
@@ -21,14 +22,46 @@ SIZE = (128, 128)
 def test_the_axes_are_all_there() -> None:
     assert len(POLICIES) == len(policies(TINY))
     assert Counter(p.axis for p in POLICIES.values()) == {
-        "one tile": 1, "plain": 1, "overlap": 10, "compression": 4,
+        "one tile": 1, "plain": 1, "overlap": 10, "resolution": 9, "compression": 4,
     }  # fmt: skip
     grids = {p.name: grid_for(p, SIZE) for p in POLICIES.values()}
     assert grids["one tile"].tiles == 1
-    assert {g.tiles for name, g in grids.items() if name != "one tile"} == {4}
-    assert {(g.overlap, g.rule) for name, g in grids.items() if "overlap" in name} == {
-        (0, "crop"), *((o, r) for o in (1, 2, 4) for r in ("crop", "mean", "linear")),
-    }  # fmt: skip
+    tiles = {axis: {grids[p.name].tiles for p in POLICIES.values() if p.axis == axis}
+             for axis in ("plain", "overlap", "compression", "resolution")}  # fmt: skip
+    assert tiles == {"plain": {4}, "overlap": {4}, "compression": {4}, "resolution": {9}}
+    rules = {(o, r) for o in (1, 2, 4) for r in ("crop", "mean", "linear")}
+    for axis, more in (("overlap", {(0, "crop")}), ("resolution", set())):
+        found = [grids[p.name] for p in POLICIES.values() if p.axis == axis]
+        assert {(g.overlap, g.rule) for g in found} == rules | more
+
+
+def test_nine_tiles_have_the_canvas_of_plain_ones_pixel_for_pixel() -> None:
+    """Source and resolution are equal: what the canvas keeps is the picture, unscaled."""
+    plain = grid_for(POLICIES["overlap 0 crop"], SIZE)
+    picture = np.random.default_rng(3).integers(0, 256, (*SIZE, 3), np.uint8)
+    for policy in (p for p in POLICIES.values() if p.axis == "resolution"):
+        grid = grid_for(policy, SIZE)
+        assert grid.canvas == plain.canvas == (16, 16)
+        assert policy.image.tokens(grid) == 64
+        framed = policy.framed(picture)
+        assert tuple(8 * side for side in grid.canvas_full) == framed.shape[:2]
+        ((rows, _),) = image_to_inputs(torch.from_numpy(framed), policy.image)
+        crop = TileGrid(3, 3, 8, grid.overlap, "crop", grid.border)
+        seen = stitch_tiles(rows, crop)[0].unflatten(0, (16, 16)).unflatten(2, (3, 8, 8))
+        pixels = (seen.permute(0, 3, 1, 4, 2).reshape(*SIZE, 3) * 0.5 + 0.5) * 255
+        torch.testing.assert_close(pixels, torch.from_numpy(picture).float(), atol=0.51, rtol=0)
+        assert not policy.spans((64, 128)) and policy.spans(SIZE)
+    assert POLICIES["overlap 2 crop"].framed(picture) is picture
+
+
+def test_the_frame_has_the_colour_of_the_edge() -> None:
+    pictures = np.full((2, 128, 128, 3), 7, np.uint8)
+    pictures[1] = 200
+    pictures[:, 20:100, 20:100] = 90
+    framed = POLICIES["overlap 2 mean, 9 tiles"].framed(pictures)
+    assert framed.shape == (2, 160, 160, 3)
+    assert (framed[0, :16] == 7).all() and (framed[1, :, -16:] == 200).all()
+    assert (framed[:, 16:-16, 16:-16] == pictures).all()
 
 
 @pytest.mark.parametrize("size", ((128, 128), (64, 128), (128, 64)))
@@ -80,5 +113,11 @@ def test_weights_move_between_the_policies_of_a_family(family: str) -> None:
     for policy in members[1:]:
         model = FlashVL(config_for(TINY, policy), "cpu", torch.float32)
         model.load_weights(first.released_state())
-    assert {mix(TINY, family, 1, n).name for n in range(200)} == {p.name for p in members}
+    drawn = Counter(mix(TINY, family, 1, n).name for n in range(900))
+    assert set(drawn) == {p.name for p in members}
     assert mix(TINY, family, 1, 7) == mix(TINY, family, 1, 7)
+    wide = {mix(TINY, family, 1, n, (64, 128)).axis for n in range(200)}
+    assert "resolution" not in wide and len(wide) == (4 if family == "pool" else 1)
+    if family == "pool":  # 18 weights, the rules of nine tiles a third each
+        nine = sum(count for name, count in drawn.items() if "9 tiles" in name)
+        assert nine / 900 == pytest.approx(3 / 18, abs=0.04)

@@ -7,8 +7,17 @@ model trained under a random mix of them can be evaluated under each:
     plain         tiles without overlap, each compressed alone
     overlapping   tiles that share 1, 2 or 4 patches, stitched by crop, mean or linear; at overlap 0
                   the rules are the same function, so only one policy stands for the three
+    resolution    overlapping tiles once more, at the resolution of plain tiles
     compression   pixel shuffle, average, adaptive and bilinear pooling of one stitched canvas, to
                   the same number of tokens
+
+Four tiles that overlap span fewer pixels than four that do not (112 instead of 128 a side at an
+overlap of 2), so the picture is scaled down: what overlap does to the seams and what it costs in
+resolution come together. The resolution axis takes them apart. Three tiles a side, less a border,
+give the canvas of plain tiles patch for patch whatever the overlap (BORDERS); the picture stands on
+it unscaled, inside a margin that the border drops. Source, resolution and tokens are those of plain
+tiles then; nine tiles instead of four is the price, and stands in the costs. That works for square
+pictures only.
 
 Pixel shuffle makes tokens of 4 C channels where pooling keeps C, so no one adapter takes both. A
 family of policies is what one model can run under: "pool" (all but shuffle) and "shuffle".
@@ -26,6 +35,8 @@ from flashvl.config import AdapterConfig, DecoderConfig, FlashVLConfig, ImagePol
 from flashvl.image import plan
 from flashvl_kernels.tiles import TileGrid
 
+SQUARE = (128, 128)  # the pictures of the resolution axis
+BORDERS = {1: 3, 2: 2, 4: 0}  # overlap: border, so that 3 * 8 - 2 * overlap - 2 * border = 16
 SHUFFLE_FACTOR = 2
 OVERLAPS = (0, 1, 2, 4)
 RULES = ("crop", "mean", "linear")
@@ -37,12 +48,35 @@ class Policy:
     """A named way from picture to tokens. axis: which question of the study it belongs to."""
 
     name: str
-    axis: Literal["one tile", "plain", "overlap", "compression"]
+    axis: Literal["one tile", "plain", "overlap", "resolution", "compression"]
     image: ImagePolicy
 
     @property
     def family(self) -> Literal["pool", "shuffle"]:
         return "shuffle" if self.image.compression["kind"] == "shuffle" else "pool"
+
+    @property
+    def margin(self) -> int:
+        """Pixels around the picture that the canvas' border drops again."""
+        return self.image.border * self.image.patch
+
+    def spans(self, size: tuple[int, int]) -> bool:
+        """Whether a picture of `size` (H, W) px can be had under this policy."""
+        return self.axis != "resolution" or size == SQUARE
+
+    def framed(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures uint8 [..., H, W, 3] inside their margin, in the colour of their edge."""
+        if not self.margin:
+            return pictures
+        edge = [pictures[..., 0, :, :], pictures[..., -1, :, :],
+                pictures[..., :, 0, :], pictures[..., :, -1, :]]  # fmt: skip
+        colour = np.median(np.concatenate(edge, -2), -2).astype(np.uint8)
+        height, width = (side + 2 * self.margin for side in pictures.shape[-3:-1])
+        frame = np.empty((*pictures.shape[:-3], height, width, 3), np.uint8)
+        frame[:] = colour[..., None, None, :]
+        inside = slice(self.margin, -self.margin)
+        frame[..., inside, inside, :] = pictures
+        return frame
 
 
 @dataclass(frozen=True)
@@ -80,11 +114,19 @@ def policies(config: FlashVLConfig) -> tuple[Policy, ...]:
         image = _image(base, stitch=True, overlap=overlap, rule=rule, compression=adaptive)
         return Policy(f"overlap {overlap} {rule}", "overlap", image)
 
+    def unscaled(overlap: int, rule: str) -> Policy:
+        image = _image(
+            base, max_tiles=9, grids=((3, 3),), stitch=True, overlap=overlap,
+            border=BORDERS[overlap], rule=rule, compression=adaptive,
+        )  # fmt: skip
+        return Policy(f"overlap {overlap} {rule}, 9 tiles", "resolution", image)
+
     found = [
         Policy("one tile", "one tile", _image(base, max_tiles=1, grids=((1, 1),))),
         Policy("plain tiles", "plain", _image(base)),
         overlapping(0, "crop"),
         *(overlapping(overlap, rule) for overlap in OVERLAPS if overlap for rule in RULES),
+        *(unscaled(overlap, rule) for overlap in BORDERS for rule in RULES),
     ]
     # An even canvas (overlap 2: 8 or 14 patches), so that all four kinds make the same tokens.
     for kind in ("shuffle", "average", "adaptive", "bilinear"):
@@ -105,16 +147,26 @@ def config_for(config: FlashVLConfig, policy: Policy) -> FlashVLConfig:
     return dataclasses.replace(config, adapter=adapter, image=policy.image)
 
 
-def mix(config: FlashVLConfig, family: str, seed: int, number: int) -> Policy:
-    """The policy of training batch `number`: uniform over the family's policies, by (seed,
-    number)."""
-    offered = [policy for policy in policies(config) if policy.family == family]
-    return offered[int(np.random.default_rng((seed, number)).integers(len(offered)))]
+def mix(
+    config: FlashVLConfig, family: str, seed: int, number: int, size: tuple[int, int] = SQUARE
+) -> Policy:
+    """The policy of training batch `number`, whose pictures have `size`: by (seed, number), uniform
+    over the family's policies that span it. The three rules of nine tiles count as one: they are
+    the dearest, and the canvas is one that plain tiles train as well."""
+    offered = [p for p in policies(config) if p.family == family and p.spans(size)]
+    weights = np.array([1 / len(RULES) if p.axis == "resolution" else 1.0 for p in offered])
+    rng = np.random.default_rng((seed, number))
+    return offered[int(rng.choice(len(offered), p=weights / weights.sum()))]
+
+
+def framed_size(policy: Policy, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a picture of `size` px inside its margin."""
+    return size[0] + 2 * policy.margin, size[1] + 2 * policy.margin
 
 
 def grid_for(policy: Policy, size: tuple[int, int]) -> TileGrid:
     """The grid over a picture of `size` (H, W) px."""
-    (grid,) = plan(*size, policy.image).grids
+    (grid,) = plan(*framed_size(policy, size), policy.image).grids
     return grid
 
 
