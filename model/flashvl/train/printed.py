@@ -12,11 +12,14 @@ text is ever printed on a training picture.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from flashvl.train.seams import Box
 
 LONGEST_WORD = 8
 BUILT_IN = "Aileron"
@@ -112,13 +115,54 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 def ink(text: str, name: str, size: int, turn: float = 0.0) -> np.ndarray:
     """`text` printed and turned by `turn` degrees, cropped to its ink: float32 [h, w], 0..1."""
+    return ink_and_boxes(text, name, size, turn)[0]
+
+
+def ink_and_boxes(
+    text: str, name: str, size: int, turn: float = 0.0
+) -> tuple[np.ndarray, list[Box]]:
+    """The ink of `text`, and the box of each of its characters in px of that ink."""
     type_face = font(name, size)
     left, top, right, bottom = (round(side) for side in type_face.getbbox(text))
     mask = Image.new("L", (right - left + 8, bottom - top + 8))
     ImageDraw.Draw(mask).text((4 - left, 4 - top), text, fill=255, font=type_face)
+    flat = mask.size
     if turn:
         mask = mask.rotate(turn, Image.Resampling.BICUBIC, expand=True)
     values = np.asarray(mask, np.float32) / 255
     seen = values > 0.1
     rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    return values[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    boxes = []
+    for index, character in enumerate(text):
+        # Kerning moves a character: its own advance is what it adds to the text before it.
+        start = type_face.getlength(text[: index + 1]) - type_face.getlength(character)
+        x0, y0, x1, y1 = _ink_of(character, name, size)
+        upright = Box(y0 + 4 - top, x0 + start + 4 - left, y1 + 4 - top, x1 + start + 4 - left)
+        boxes.append(_turned(upright, turn, flat, mask.size).moved(-int(rows[0]), -int(cols[0])))
+    return values[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1], boxes
+
+
+@lru_cache(maxsize=4096)
+def _ink_of(character: str, name: str, size: int) -> tuple[int, int, int, int]:
+    """Where the ink of a character at the origin lies: left, top, right, bottom. Pillow's own box
+    reaches as far as the advance, twice as wide as an "i" of typewriter type."""
+    sheet = Image.new("L", (3 * size, 3 * size))
+    ImageDraw.Draw(sheet).text((size, size), character, fill=255, font=font(name, size))
+    found = sheet.point(lambda value: 255 * (value > 25)).getbbox()
+    if found is None:
+        raise ValueError(f"{name} prints nothing for {character!r} at {size} px")
+    left, top, right, bottom = found
+    return left - size, top - size, right - size, bottom - size
+
+
+def _turned(box: Box, turn: float, flat: tuple[int, int], turned: tuple[int, int]) -> Box:
+    """The box around `box` after Pillow turned a mask of `flat` (W, H) px, to one of `turned`."""
+    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    corners = []
+    for y, x in ((box.top, box.left), (box.top, box.right), (box.bottom, box.left),
+                 (box.bottom, box.right)):  # fmt: skip
+        across, down = x - flat[0] / 2, y - flat[1] / 2
+        corners.append((cos * down - sin * across + turned[1] / 2,
+                        cos * across + sin * down + turned[0] / 2))  # fmt: skip
+    ys, xs = zip(*corners, strict=True)
+    return Box(min(ys), min(xs), max(ys), max(xs))

@@ -23,6 +23,10 @@ class Box(NamedTuple):
     bottom: float
     right: float
 
+    def moved(self, down: float, right: float) -> Box:
+        """The same box further down and to the right."""
+        return Box(self.top + down, self.left + right, self.bottom + down, self.right + right)
+
 
 def around(boxes: Sequence[Box]) -> Box:
     """The smallest box that holds them all."""
