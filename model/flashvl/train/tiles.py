@@ -1,0 +1,289 @@
+"""Trains the tiny model on pictures that need tiles, under a random mix of the study's policies.
+
+    python -m flashvl.train.tiles                    # to the end; a killed run goes on where it was
+    python -m flashvl.train.tiles --minutes 170      # as many steps as fit, settled at the start
+    python -m flashvl.train.tiles --stop-after 30    # half an hour of it; the same command goes on
+
+Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
+are there already (the shipped tiny model's), then everything, then an instruction mix; before them
+the encoder learns print, from dense targets. Rates fall from 1e-3 to 0 in each. Texts grow with the
+steps: from two characters to eight.
+
+What was open, and how it was settled:
+
+(a) Overlapping tiles span less of a picture at a fixed number of tiles, so their picture is scaled
+    down. The study holds source and resolution equal by nine overlapping tiles whose canvas is that
+    of four plain ones (policies.py, the resolution axis), reports the four-tile policies beside
+    them, and gives tokens and FLOPs of both. Both are part of the mix.
+(b) Pixel shuffle has 4 C channels a token. One model with two adapter inputs: norm and first map
+    are apart, the other two maps shared, 132 thousand parameters more. A second model trained alike
+    would double the three hours and differ in its encoder too. The second input gets a quarter of
+    the batches, as many as it would as one of four compressions. Both inputs start untrained.
+(c) Nothing else changes. The tokenizer has all letters, and words are spelled in training
+    (tiled_batches.py), so its merges don't matter, and the shipped checkpoint keeps its own. The
+    configurations written here hold the policies' grids of up to four tiles; `FlashVLConfig.tiny`
+    stays what it is, and its 1024 positions are enough for 64 tokens and the text.
+
+Written to --out: state.pt, log.csv (a row a step), progress.csv (exact match on held-out questions
+that the study does not use), curves.png, and at the end pool/ and shuffle/, two checkpoints in the
+released layout that differ in adapter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashvl.adapter import Adapter
+from flashvl.config import FlashVLConfig
+from flashvl.model import FlashVL
+from flashvl.tokenizer import Tokenizer
+from flashvl.train import curves, exam, loop, tiled_heldout
+from flashvl.train.canvas import COLOUR_CLASSES
+from flashvl.train.glyphs import GLYPHS, ORDERS
+from flashvl.train.lookups import Watched, pointing
+from flashvl.train.losses import DenseHeads, accuracy, answered
+from flashvl.train.policies import Policy, config_for, policies
+from flashvl.train.tile_targets import HALVES
+from flashvl.train.tiled import FAMILIES, TiledExample
+from flashvl.train.tiled_batches import Collator, Curriculum, TiledBatch, stream
+from flashvl.train.tiny import ASSETS
+from flashvl_kernels import backend
+from flashvl_kernels.tiles import TileGrid
+
+DENSE = 0.5  # weight of the dense loss beside the next-token loss
+POINT = 0.3  # weight of the pointing loss beside it
+STARTS = ("tiny", "random")
+SHIPPED = {"pool": "overlap 2 linear", "shuffle": "pixel shuffle"}  # policy in each config.json
+PROGRESS_EVERY = 500  # steps
+PROGRESS_CASES, PROGRESS_SEED = 50, 611  # of each family
+TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one that warms up
+
+
+@dataclass(frozen=True)
+class Stage(loop.Stage):
+    """`texts`: the longest text to read, in characters, at first and from halfway on."""
+
+    texts: tuple[int, int] = (8, 8)
+
+
+EVERYTHING = ("vision", "heads", "adapter", "decoder")
+STAGES = (
+    Stage("look", 1500, 1e-3, ("vision", "heads"), 24, (2, 8)),
+    Stage("align", 500, 1e-3, ("adapter",), 24, (2, 2)),
+    Stage("join", 3000, 1e-3, EVERYTHING, 24, (2, 8)),
+    Stage("mix", 4000, 1e-3, EVERYTHING, 24),
+)
+
+
+class Trainer(loop.Trainer):
+    """The tiny model with two adapter inputs, and where its training stands.
+
+    start: "tiny" takes encoder and decoder from the shipped checkpoint, "random" neither. scale:
+    times the steps of every stage. cases: held-out examples to watch; by default drawn.
+    """
+
+    stages: tuple[Stage, ...]
+    fields = ("dense", "symbol", "point", "loss", "word", "printed", "price", "handwritten",
+              "digits", "shape", "colour", "count", "relation", "object", "place")  # fmt: skip
+
+    def __init__(
+        self,
+        out: Path,
+        seed: int,
+        start: str = "tiny",
+        scale: float = 1.0,
+        workers: int = 1,
+        stages: tuple[Stage, ...] = STAGES,
+        cases: list[TiledExample] | None = None,
+    ) -> None:
+        if start not in STARTS:
+            raise ValueError(f"start is {start!r}; needs one of {', '.join(STARTS)}")
+        self.start, self.scale, self.workers, self._cases = start, scale, workers, cases
+        self.config = FlashVLConfig.tiny()
+        self.tokenizer = Tokenizer.from_pretrained(ASSETS / "tiny")
+        self.model = FlashVL.random(self.config, seed, dtype=torch.float32, layout="rows")
+        torch.manual_seed(seed)
+        loop.initialise(self.model)
+        if start == "tiny":
+            shipped = FlashVL.from_pretrained("tiny", dtype=torch.float32, layout="rows")
+            self.model.vision.load_state_dict(shipped.vision.state_dict())
+            self.model.decoder.load_state_dict(shipped.decoder.state_dict())
+        self.adapters = self._two_inputs()
+        self.heads = DenseHeads(self.config.vision.dim, (GLYPHS, ORDERS, COLOUR_CLASSES), HALVES)
+        self.collate = Collator(self.config, self.tokenizer)
+        kept = {"vision": self.model.vision, "adapter": self.adapters,
+                "decoder": self.model.decoder}  # fmt: skip
+        scaled = tuple(
+            dataclasses.replace(stage, steps=max(1, round(stage.steps * scale))) for stage in stages
+        )
+        super().__init__(out, seed, scaled, {**kept, "heads": self.heads}, nn.ModuleDict(kept))
+
+    def _two_inputs(self) -> nn.ModuleDict:
+        """The model's adapter, and one that shares all but its norm and first map."""
+        second = Adapter(_config("shuffle").adapter)
+        loop.initialise(second)
+        second.fc2, second.proj = self.model.adapter.fc2, self.model.adapter.proj
+        return nn.ModuleDict({"pool": self.model.adapter, "shuffle": second})
+
+    def identity(self) -> dict[str, Any]:
+        return {"seed": self.seed, "start": self.start, "scale": self.scale}
+
+    def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
+        curriculum = Curriculum(first - self.step, stage.steps, *stage.texts)
+        source = stream(self.config, self.seed, first, self.workers, stage.batch, curriculum)
+        for _, arrays in zip(range(count), source, strict=False):
+            yield self.collate(arrays)
+
+    def losses(self, stage: Stage, batch: TiledBatch) -> tuple[Tensor, dict[str, float]]:
+        report: dict[str, float] = {}
+        loss = torch.zeros(())
+        with torch.set_grad_enabled("vision" in stage.parts):
+            features = self.model.vision(batch.rows)
+        if "heads" in stage.parts:
+            targets = (batch.symbol, batch.order, batch.colour)
+            dense, report["symbol"] = self.heads(features, targets)
+            loss = loss + dense * (DENSE if stage.speaks else 1.0)
+            report["dense"] = float(dense.detach())
+        if stage.speaks:
+            adapter = self.adapters[batch.policy.family]
+            rows = image_rows(adapter, features, batch.policy, batch.grid)
+            with Watched(self.model.decoder) as seen:
+                said = answered(self.model, rows, batch)
+            loss = loss + said.loss
+            report["loss"] = float(said.loss.detach())
+            if len(batch.pointed[0]):
+                pointed = pointing(seen, batch.ids, *batch.pointed)
+                loss = loss + pointed * POINT
+                report["point"] = float(pointed.detach())
+            report.update(accuracy(said.right))
+        return loss, report
+
+    def checkpoint(self, family: str) -> FlashVL:
+        """The averaged weights as a model of its own, through one of the adapter inputs."""
+        model = FlashVL.random(_config(family), 0, dtype=torch.float32, layout="rows")
+        within = {"vision.": "vision.", "decoder.": "decoder.", f"adapter.{family}.": "adapter."}
+        state = {
+            new + name.removeprefix(old): value
+            for name, value in self.average.items()
+            for old, new in within.items()
+            if name.startswith(old)
+        }
+        model.load_state_dict(state)
+        model.tokenizer = self.tokenizer
+        return model
+
+    def export(self) -> None:
+        """Write the two checkpoints."""
+        for family in SHIPPED:
+            model = self.checkpoint(family)
+            model.to(torch.bfloat16).save_pretrained(self.out / family)
+
+    def watch(self, stage: Stage) -> None:
+        if self.step % PROGRESS_EVERY and self.step < stage.steps:
+            return
+        if stage.speaks:
+            if self._cases is None:
+                self._cases = [
+                    case for family in FAMILIES
+                    for case in tiled_heldout.make_cases(family, PROGRESS_CASES, PROGRESS_SEED)
+                ]  # fmt: skip
+            hits = exam.right(self.checkpoint("pool"), _policy("pool"), self._cases)
+            shares = {
+                family: good / total
+                for family, (good, total) in exam.by_family(self._cases, hits).items()
+            }
+            curves.add_progress(self.out / "progress.csv", self.steps_done, shares)
+        curves.draw(self.out)
+
+
+def image_rows(adapter: nn.Module, features: Tensor, policy: Policy, grid: TileGrid) -> Tensor:
+    """Decoder rows [B, tokens, hidden] of the tiles' features [B*T, t*t, C] under a policy."""
+    how, size = policy.image.compression_for(grid), policy.image.units(grid)
+    if policy.image.stitch:
+        return adapter(features, how, grid=grid)
+    rows = adapter(features, how, size=size)
+    return rows.reshape(-1, grid.tiles * rows.shape[1], rows.shape[2])
+
+
+def _policy(family: str) -> Policy:
+    return next(p for p in policies(FlashVLConfig.tiny()) if p.name == SHIPPED[family])
+
+
+def _config(family: str) -> FlashVLConfig:
+    return config_for(FlashVLConfig.tiny(), _policy(family))
+
+
+def scale_for(minutes: float, seed: int, start: str, workers: int) -> float:
+    """How far the stages must be scaled to end after `minutes`, from the time of a few steps of
+    each; at most 1."""
+    seconds = 0.0
+    with TemporaryDirectory() as folder:
+        trial = Trainer(Path(folder), seed, start, workers=workers)
+        for number, stage in enumerate(trial.stages):
+            trial.enter(number)
+            trial.step = stage.steps // 2  # where texts are as long as they get
+            source = trial.batches(stage, trial.steps_done, TRIALS + 1)
+            trial.learn(stage, next(source))
+            begin = time.monotonic()
+            for batch in source:
+                trial.learn(stage, batch)
+            seconds += stage.steps * (time.monotonic() - begin) / TRIALS
+    return min(1.0, math.floor(100 * minutes * 60 / seconds) / 100)
+
+
+def settled_scale(args: argparse.Namespace) -> float:
+    """The scale of the run that the state belongs to, else what the options ask for."""
+    state = args.out / "state.pt"
+    if args.minutes is None:
+        return float(args.scale)
+    if state.exists():
+        return float(torch.load(state, weights_only=True)["identity"]["scale"])
+    scale = scale_for(args.minutes, args.seed, args.start, args.workers)
+    if scale <= 0:
+        raise SystemExit(f"--minutes {args.minutes} is not enough for one step in a hundred")
+    print(f"{args.minutes:g} minutes: {scale:.2f} of the {sum(s.steps for s in STAGES)} steps")
+    return scale
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "flashvl.train.tiles",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/tiles"), help="all that is written")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", choices=STARTS, default="tiny", help="encoder and decoder")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every stage")
+    parser.add_argument("--minutes", type=float, help="scale the steps to end after that many")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES",
+                        help="save and stop after that many, to go on another time")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    parser.add_argument("--backend", default="auto", help="of the ops; torch is plain PyTorch")
+    args = parser.parse_args(argv)
+    torch.use_deterministic_algorithms(True)  # else gathers add up in the order threads finish
+    begin = time.monotonic()
+    with backend(args.backend):
+        trainer = Trainer(args.out, args.seed, args.start, settled_scale(args), args.workers)
+        finished = trainer.run(args.stop_after * 60 - (time.monotonic() - begin))
+    if not finished:
+        print(f"stopped after {trainer.steps_done} steps; the same command goes on")
+        return 0
+    trainer.export()
+    print(f"{args.out}: pool/ and shuffle/; next: python -m flashvl.train.study --from {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
