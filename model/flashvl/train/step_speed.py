@@ -33,7 +33,7 @@ from flashvl.train.tiles import Stage, Trainer
 from flashvl_kernels import backend
 
 STAGE = 2  # "join": every part learns
-BAR = 1.5  # issue: a step on our kernels at least this much faster than plain
+BAR = 1.5  # a step on our kernels at least this much faster than plain
 PARTS = ("forward", "backward", "optimizer")
 PLAIN = "torch"
 NODE = "autograd::engine::evaluate_function: "
