@@ -33,6 +33,15 @@ STAGES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Calls this small gain nothing from a second thread, and wait for it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()

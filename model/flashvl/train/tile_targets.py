@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from flashvl.config import ImagePolicy
 from flashvl.train.canvas import COVERAGE
@@ -108,17 +106,29 @@ def _starts_seen(glyphs: Sequence[Glyph], down: _Axis, across: _Axis) -> np.ndar
     return known
 
 
-def token_shares(glyph: np.ndarray, count: int, policy: ImagePolicy, grid: TileGrid) -> Tensor:
+def token_shares(glyph: np.ndarray, count: int, policy: ImagePolicy, grid: TileGrid) -> np.ndarray:
     """The share of each token of the picture that each of `count` glyphs covers: [count, tokens].
 
     glyph: as in TileTargets. What is stitched takes a patch from the tile that owns it; the other
     rules blend features but not what they show.
     """
-    wanted = torch.arange(1, count + 1)[:, None, None, None]
-    each = (torch.from_numpy(glyph) == wanted).float().mean(3)  # [count, T, t*t]
+    wanted = np.arange(1, count + 1)[:, None, None, None]
+    each = (glyph == wanted).mean(3, dtype=np.float32)  # [count, T, t*t]
     height, width = policy.units(grid)
     if policy.stitch:
         crop = TileGrid(grid.rows, grid.cols, grid.tile, grid.overlap, "crop", grid.border)
-        each = each.flatten(1)[:, crop.weights()[0][:, 0]].unflatten(1, (1, -1))
-    size = policy.compression_for(grid).grid(height, width)
-    return F.adaptive_avg_pool2d(each.unflatten(2, (height, width)), size).flatten(1)
+        each = each.reshape(count, -1)[:, crop.weights()[0][:, 0].numpy()]
+    rows, cols = policy.compression_for(grid).grid(height, width)
+    each = each.reshape(count, -1, height, width)
+    return (_bins(height, rows) @ each @ _bins(width, cols).T).reshape(count, -1)
+
+
+@lru_cache(maxsize=64)
+def _bins(side: int, bins: int) -> np.ndarray:
+    """The mean over each of torch.nn.AdaptiveAvgPool2d's bins along an axis: [bins, side]. In
+    NumPy, for PyTorch's own waits for every thread of the machine that trains."""
+    mean = np.zeros((bins, side), np.float32)
+    for index in range(bins):
+        first, last = index * side // bins, -(-(index + 1) * side // bins)
+        mean[index, first:last] = 1 / (last - first)
+    return mean

@@ -117,7 +117,7 @@ def drawn_under(made: Sequence[TiledExample], policy: Policy) -> dict[str, Any]:
         kept = [index for index, share in enumerate(about) if share.sum() > 0]
         targets.append(found)
         pointers.append([example.pointers[index] for index in kept])
-        shares += [(about[index] / about[index].sum()).numpy() for index in kept]
+        shares += [about[index] / about[index].sum() for index in kept]
     return {
         "policy": policy,
         "images": policy.framed(np.stack([example.image for example in made])),

@@ -180,7 +180,7 @@ class Trainer(loop.Trainer):
             if name.startswith(old)
         }
         model.load_state_dict(state)
-        model.tokenizer = self.tokenizer
+        model.tokenizer, model.folder = self.tokenizer, ASSETS / "tiny"  # whose files are saved too
         return model
 
     def export(self) -> None:
