@@ -20,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # The extension must build here: without it the tests would pass on the torch backend alone.
 export FLASHVL_REQUIRE_EXT := 1
 
-.PHONY: help setup demo test bench speed peers fuzz sanitize docs lint train-tiny clean
+.PHONY: help setup demo test bench speed peers fuzz sanitize docs lint train-tiny study clean
 
 help:
 	@echo 'make demo        set up and ask the tiny model about the shipped images'
@@ -33,6 +33,7 @@ help:
 	@echo 'make docs        regenerate the generated pages of docs/'
 	@echo 'make lint        ruff, mypy and clang-format'
 	@echo 'make train-tiny  train the tiny checkpoint again'
+	@echo 'make study       train on tiled pictures and write docs/stitching.md; hours, run it alone'
 	@echo 'make setup       only the virtual environment ($(VENV)) and the build'
 	@echo 'make clean       remove the virtual environment and everything built'
 
@@ -92,6 +93,10 @@ speed: setup
 
 train-tiny: $(VENV)/.train-stamp
 	@$(BIN)/python -m flashvl.train.tiny
+
+study: $(VENV)/.train-stamp
+	@$(BIN)/python -m flashvl.train.tiles
+	@$(BIN)/python -m flashvl.train.study --from build/tiles
 
 CPP_FILES = $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
