@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -119,15 +120,24 @@ def profiled(trainer: Trainer, batches: list[TiledBatch]) -> Iterator[str]:
     whole = sum(parts.values())
     for name, seconds in parts.items():
         yield f"{name:<10}{seconds / whole:>6.1%} of a step ({1000 * whole / len(batches):.1f} ms)"
-    nodes = {
-        event.key.removeprefix(NODE): (event.cpu_time_total / 1e6, event.count)
-        for event in recorded.key_averages()
-        if event.key.startswith(NODE)
-    }
-    total = sum(seconds for seconds, _ in nodes.values())
+    nodes: dict[str, list[float]] = defaultdict(list)
+    for event in recorded.events():
+        if event.name.startswith(NODE) and not _inside_another(event):
+            nodes[event.name.removeprefix(NODE)].append(event.cpu_time_total / 1e6)
+    total = sum(map(sum, nodes.values()))
     yield f"{'of the backward':>16}{'calls a step':>14}  node"
-    for name, (seconds, count) in sorted(nodes.items(), key=lambda item: -item[1][0])[:14]:
-        yield f"{seconds / total:>16.1%}{count / len(batches):>14.1f}  {name}"
+    for name, seconds in sorted(nodes.items(), key=lambda item: -sum(item[1]))[:14]:
+        yield f"{sum(seconds) / total:>16.1%}{len(seconds) / len(batches):>14.1f}  {name}"
+
+
+def _inside_another(event: Any) -> bool:
+    """Whether a node ran within another, as those of a recomputed reference do."""
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith(NODE):
+            return True
+        parent = parent.cpu_parent
+    return False
 
 
 @contextmanager
