@@ -1,9 +1,10 @@
 """`flashvl-bench gate --static`: what two refs differ in that no noise can hide.
 
 Machine code: the numbers a repository keeps in JSON beside its tests (here the budgets of
-tests/aot, which tests hold to what the compilers give), as they are in both refs; nothing is
-compiled. Where an entry has registers, shared memory and warps of a known architecture, its
-occupancy is computed and compared too. CPU kernels: instructions (instructions.py).
+tests/aot, which tests hold to what the compilers give, and tests/simt/counters.json, what the
+kernels move when executed), as they are in both refs; nothing is compiled. Where an entry has
+registers, shared memory and warps of a known architecture, its occupancy is computed and compared
+too. CPU kernels: instructions (instructions.py).
 
 The numbers are exact, so a change counts as soon as it exceeds `--least` (0.02), and a spill counts
 in any case.
@@ -28,8 +29,12 @@ LEAST = 0.02
 BUDGETS = ("tests/aot/budget.json", "tests/aot/triton_budget.json", "tests/simt/counters.json")
 # Columns of a list that stands for one kernel: [registers, shared bytes].
 PAIR = ("registers", "shared")
-MORE_IS_BETTER = ("wide", "occupancy", "sector_efficiency")
-NEUTRAL = ("warps",)
+# "load" and "store" are the widest accesses in bytes, "fraction" that of the warps that fit.
+MORE_IS_BETTER = ("wide", "load", "store", "occupancy", "fraction", "sector_efficiency")
+NEUTRAL = ("warps", "threads", "blocks", "products")
+# Of a kernel that multiplies matrices: in its code, and executed. None left is the one bad change
+# of the first, which is otherwise a matter of unrolling.
+ON_TENSOR_CORES = ("products", "mma")
 NOT_AT_ALL = ("spilled_bytes", "stack_bytes", "bank_conflicts")  # any more of it is bad
 
 Trees = Callable[[argparse.Namespace], AbstractContextManager[Any]]
@@ -137,6 +142,8 @@ def judged(quantity: str, before: float | None, after: float | None, least: floa
         return "new" if before is None else "gone"
     if before == after:
         return "same"
+    if quantity in ON_TENSOR_CORES and 0 in (before, after):
+        return "worse" if after == 0 else "better"
     if quantity in NEUTRAL:
         return "changed"
     a, b = (after, before) if quantity in MORE_IS_BETTER else (before, after)
