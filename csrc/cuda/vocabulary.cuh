@@ -200,6 +200,37 @@ class TileSums<float, kFormat> {
   float sums_[kRowsATile][2] = {};
 };
 
+// The scales of int4 of a warp's 16 words, eight groups at a time: neighbouring lanes load
+// neighbouring groups of a word, whole sectors, where the lanes that need them would take 4 bytes.
+class GroupScales {
+ public:
+  static constexpr int kGroups = 8;
+
+  template <class V>
+  __device__ __forceinline__ void load(const V& w, int64_t first, int chunk, int chunks) {
+    const int group = chunk + lane() % kGroups;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t word = first + i * 4 + lane() / kGroups;
+      held_[i] = 1.0f;
+      if (word < w.words && group < chunks) {
+        held_[i] = w.scale.load(word * w.scale_stride + group);
+      }
+    }
+  }
+
+  // Of word lane / 4 + 8 half, and the group that is chunk `chunk`.
+  __device__ __forceinline__ float at(int half, int chunk) const {
+    const int from = lane() / 4 % 4 * kGroups + chunk % kGroups;
+    const float low = shuffle_idx(held_[2 * half], from);
+    const float high = shuffle_idx(held_[2 * half + 1], from);
+    return lane() < kWarp / 2 ? low : high;
+  }
+
+ private:
+  float held_[4];
+};
+
 // Logits of words [first, first + 16), as TileSums::finish lays them out, not rounded.
 template <bool kWide, class T, int kFormat>
 __device__ __forceinline__ void tile_logits(const Vocabulary<T, kFormat>& w, const Shared<T>& x,
@@ -212,27 +243,28 @@ __device__ __forceinline__ void tile_logits(const Vocabulary<T, kFormat>& w, con
   const int64_t low = first + lane() / 4, high = low + 8;
   const int chunks = static_cast<int>(ceil_div(w.columns, V::kChunk));
   TileSums<T, kFormat> sums;
+  [[maybe_unused]] GroupScales scales;
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; chunk += kAhead) {
+    if constexpr (kFormat == kInt4) {
+      if (chunk % GroupScales::kGroups == 0) scales.load(w, first, chunk, chunks);
+    }
     Vec<typename V::W, V::kItems> items[kAhead][2];
-    float scale[kAhead][2];
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
       const int64_t c = static_cast<int64_t>(chunk + s) * V::kChunk + lane() % 4 * V::kColumns;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t word = h ? high : low;
-        items[s][h] = items_at<kWide>(w, word, c);
-        scale[s][h] = 1.0f;
-        if (kFormat == kInt4 && word < w.words && chunk + s < chunks) {
-          scale[s][h] = w.scale.load(word * w.scale_stride + chunk + s);
-        }
-      }
+      for (int h = 0; h < 2; ++h) items[s][h] = items_at<kWide>(w, h ? high : low, c);
     }
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
       if (chunk + s < chunks) {
-        sums.add(items[s][0], items[s][1], x, chunk + s, rows, scale[s][0], scale[s][1]);
+        float scale[2] = {1.0f, 1.0f};
+        if constexpr (kFormat == kInt4) {
+          scale[0] = scales.at(0, chunk + s);
+          scale[1] = scales.at(1, chunk + s);
+        }
+        sums.add(items[s][0], items[s][1], x, chunk + s, rows, scale[0], scale[1]);
       }
     }
   }

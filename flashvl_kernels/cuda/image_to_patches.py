@@ -1,143 +1,25 @@
-"""Launch plans of image_to_patches (csrc/cuda/image_to_patches.cuh): a pass an axis."""
+"""Launches of image_to_patches (csrc/cuda/image_to_patches.cuh): a pass an axis, both in one launch
+where what lies between them fits into shared memory (image_plan.py)."""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashvl_kernels.cuda.device import KIB, Device
-from flashvl_kernels.cuda.launch import (
-    TYPES,
-    WARP,
-    Instance,
-    Launch,
-    Prepared,
-    address,
-    ceil_div,
-    power_of_two,
-)
+from flashvl_kernels.cuda import image_plan
+from flashvl_kernels.cuda.device import Device
+from flashvl_kernels.cuda.image_plan import ALIGNMENT, CHANNELS, AxisFilter, TilePlan
+from flashvl_kernels.cuda.launch import TYPES, Instance, Launch, Prepared, address, ceil_div
+from flashvl_kernels.tiles import TileGrid
 
 THREADS = 256
 """kImageThreads."""
-CHANNELS = 3
-ALIGNMENT = 16
-FRACTION = 22
-SHARED_WANTED = 40 * KIB
-"""Staged bytes of a block, so that two to five share a multiprocessor."""
-SHARED_LIMIT = 96 * KIB
-"""The least that a block may have on the devices the kernels are compiled for, less 3 KiB."""
-TOKENS_WIDTH = 64
-"""Pixels that the tokens of a block are wide, at most, where several fit."""
 NONE, ALONG, ACROSS, PLANES = range(4)
 """Which bytes are neighbours: Runs."""
-
-
-@dataclass(frozen=True)
-class TilePlan:
-    """What a block stages at a time: outputs and lines, the positions those need, the bytes
-    between two lines."""
-
-    outputs: int
-    lines: int
-    positions: int
-    pitch: int
-
-    @property
-    def shared_bytes(self) -> int:
-        """Of the staged lines, up to the next multiple of 16."""
-        return ceil_div(CHANNELS * self.lines * self.pitch, ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True, eq=False)
-class _Filter:
-    """Of each output the first position, a multiple of 4, int32, and its weights, int32
-    [outputs, 4 * groups], on the device; `starts` are the first positions on the host."""
-
-    first: Tensor
-    weight: Tensor
-    starts: Tensor
-
-    @property
-    def taps(self) -> int:
-        return self.weight.shape[1]
-
-    def positions(self, outputs: int) -> int:
-        """That any `outputs` neighbours need, from a multiple of 16 on."""
-        reach = min(outputs, len(self.starts)) - 1
-        low = self.starts[: len(self.starts) - reach] // ALIGNMENT * ALIGNMENT
-        return int((self.starts[reach:] - low).max()) + self.taps
-
-
-# One entry holds out * 4 * scale int32: 64 KiB from 4000 to 1792 pixels.
-@lru_cache(maxsize=64)
-def _filter(size: int, out: int, device: torch.device) -> _Filter:
-    """The filter of one axis; of one tap where its size is kept."""
-    from flashvl_kernels.ops.image_to_patches import _filter_weights
-
-    if size == out:
-        first, weight = torch.arange(out), torch.full((out, 1), 1 << FRACTION)
-    else:
-        first, weight = _filter_weights(size, out)
-    lead = first % 4
-    taps = ceil_div(int(lead.max()) + weight.shape[1], 4) * 4
-    aligned = torch.zeros(out, taps, dtype=torch.int32)
-    places = lead[:, None] + torch.arange(weight.shape[1])
-    aligned.scatter_(1, places, weight.to(torch.int32))
-    starts = first - lead
-    return _Filter(starts.to(device, torch.int32), aligned.to(device), starts)
-
-
-def tile_plan(
-    filter: _Filter, outputs: int, lines: int, wanted: int, limit: int
-) -> TilePlan | None:
-    """At most `outputs` by `lines` at a time: all of them if `wanted` bytes hold those; else as
-    many lines as possible, then outputs. None where one of each takes more than `limit` bytes."""
-    while True:
-        positions = filter.positions(outputs)
-        # An odd number of words: lanes are lines, and each has a bank of its own.
-        found = TilePlan(outputs, lines, positions, (positions // 4 | 1) * 4)
-        if found.shared_bytes <= wanted:
-            return found
-        if outputs == 1 and lines == 1:
-            return found if found.shared_bytes <= limit else None
-        # A warp of lines shares its weights; below that, lines make way too.
-        if outputs > 8 or lines == 1 or (outputs > 1 and lines <= WARP):
-            outputs = ceil_div(outputs, 2)
-        else:
-            lines = ceil_div(lines, 2)
-
-
-def resize_plan(filter: _Filter, outputs: int, lines: int) -> TilePlan | None:
-    """The first pass: a warp of lines, whose result is a sector of 32 bytes."""
-    lines = min(power_of_two(lines), WARP)
-    return tile_plan(filter, min(outputs, 64), lines, SHARED_WANTED, SHARED_LIMIT)
-
-
-@dataclass(frozen=True)
-class PatchesPlan:
-    """tokens: of a block. staged: at a time. out_bytes: of the block's result."""
-
-    tokens: int
-    staged: TilePlan
-    out_bytes: int
-
-
-def patches_plan(
-    filter: _Filter, tile: int, patch: int, down: bool, itemsize: int
-) -> PatchesPlan | None:
-    """The second pass: neighbouring tokens of a tile, whose patches are one run in memory."""
-    tokens = max(1, min(TOKENS_WIDTH // patch, tile))
-    width = tokens * patch
-    out = (tokens * CHANNELS * patch * patch * itemsize // ALIGNMENT + 2) * ALIGNMENT
-    lines, outputs = (width, patch) if down else (patch, width)
-    limit = SHARED_LIMIT - out
-    staged = tile_plan(filter, outputs, lines, min(SHARED_WANTED, limit), limit)
-    return None if staged is None else PatchesPlan(tokens, staged, out)
 
 
 class Pixels(ctypes.Structure):
@@ -163,7 +45,7 @@ class Filter(ctypes.Structure):
     )
 
 
-_TILE = ("outputs_at_once", "lines_at_once", "positions", "pitch")
+_TILE = ("outputs_at_once", "lines_at_once", "pitch", "staged_bytes")
 
 
 class ResizeArgs(ctypes.Structure):
@@ -178,26 +60,63 @@ class ResizeArgs(ctypes.Structure):
     )
 
 
-class PatchesArgs(ctypes.Structure):
-    """PatchesArgs<T> of csrc/cuda/image_to_patches.cuh."""
+class Patches(ctypes.Structure):
+    """Patches<T> of csrc/cuda/image_to_patches.cuh."""
 
     _fields_ = (
-        ("source", Pixels),
-        ("filter", Filter),
         ("patches", ctypes.c_void_p),
         *(
             (name, ctypes.c_int)
-            for name in ("cols", "tile", "step", "patch", "down", "tokens", *_TILE, "out_offset")
+            for name in ("cols", "tile", "step", "patch", "down", "tokens", "rows", "out_offset")
         ),
         ("mean", ctypes.c_float * 3),
         ("std", ctypes.c_float * 3),
     )
 
 
+class PatchesArgs(ctypes.Structure):
+    """PatchesArgs<T> of csrc/cuda/image_to_patches.cuh."""
+
+    _fields_ = (
+        ("source", Pixels),
+        ("filter", Filter),
+        ("to", Patches),
+        *((name, ctypes.c_int) for name in _TILE),
+    )
+
+
+class ImageArgs(ctypes.Structure):
+    """ImageArgs<T> of csrc/cuda/image_to_patches.cuh."""
+
+    _fields_ = (
+        ("source", Pixels),
+        ("first", Filter),
+        ("last", Filter),
+        ("to", Patches),
+        *(
+            (name, ctypes.c_int)
+            for name in (
+                "lines_at_once", "pitch", "between_pitch", "between_offset", "first_offset",
+                "last_offset",
+            )
+        ),
+    )  # fmt: skip
+
+
+def _instance(kernel: str, dtype: torch.dtype) -> Instance:
+    name, arguments = TYPES[dtype], {"image": "ImageArgs", "patches": "PatchesArgs"}[kernel]
+    return Instance(f"{kernel}_kernel<{name}>", f"{arguments}<{name}>")
+
+
+RESIZE = Instance(f"resize_kernel<{CHANNELS}>", "ResizeArgs")
+
+
 def instances() -> list[Instance]:
     """The kernels to build."""
-    patches = [Instance(f"patches_kernel<{t}>", f"PatchesArgs<{t}>") for t in TYPES.values()]
-    return [Instance(f"resize_kernel<{CHANNELS}>", "ResizeArgs"), *patches]
+    return [
+        RESIZE,
+        *(_instance(kernel, dtype) for kernel in ("image", "patches") for dtype in TYPES),
+    ]
 
 
 def _pixels(image: Tensor, axis: int) -> Pixels:
@@ -218,12 +137,8 @@ def _pixels(image: Tensor, axis: int) -> Pixels:
     )
 
 
-def _filter_of(filter: _Filter) -> Filter:
-    return Filter(address(filter.first), address(filter.weight), filter.taps // 4)
-
-
 def _tile(plan: TilePlan) -> tuple[int, int, int, int]:
-    return plan.outputs, plan.lines, plan.positions, plan.pitch
+    return plan.outputs, plan.lines, plan.pitch, plan.staged_bytes
 
 
 @dataclass(frozen=True)
@@ -248,70 +163,157 @@ def _passes(image: Tensor, canvas: tuple[int, int], patch: int) -> _Passes:
     return _Passes(None if image.shape[first] == size[first] else first, last, size)
 
 
-def why_not(image: Tensor, *fields: Any) -> str | None:
-    """The arithmetic is fp32, places are 32 bits, and an output's inputs fit in shared memory."""
+@dataclass(frozen=True)
+class _Call:
+    """A call: its passes, the filters they need, and what the patches are."""
+
+    image: Tensor
+    grid: TileGrid
+    mean: list[float]
+    std: list[float]
+    patch: int
+    dtype: torch.dtype
+    passes: _Passes
+
+    @property
+    def down(self) -> bool:
+        """Whether the last pass is along the columns of pixels."""
+        return self.passes.last == 0
+
+    def filter(self, axis: int) -> AxisFilter:
+        """Of an axis."""
+        return image_plan.axis_filter(
+            self.image.shape[axis], self.passes.size[axis], self.image.device
+        )
+
+    def both_passes(self, multiprocessors: int) -> image_plan.ImagePlan | None:
+        """Of both passes in one launch, or None."""
+        first, last, grid = self.passes.first, self.passes.last, self.grid
+        if first is None:
+            return None
+        shape = grid.tile, grid.tiles, self.patch, self.down, self.dtype.itemsize
+        filters = self.filter(first), self.filter(last)
+        return image_plan.image_plan(*filters, *shape, multiprocessors)
+
+    def last_pass(self) -> image_plan.PatchesPlan | None:
+        """Of the last pass by itself."""
+        shape = self.grid.tile, self.patch, self.down, self.dtype.itemsize
+        return image_plan.patches_plan(self.filter(self.passes.last), *shape)
+
+    def first_pass(self) -> TilePlan | None:
+        """Of the first pass by itself, of an axis that changes its size."""
+        assert self.passes.first is not None
+        outputs, lines = self.passes.size[self.passes.first], self.image.shape[self.passes.last]
+        return image_plan.resize_plan(self.filter(self.passes.first), outputs, lines)
+
+
+def _call(image: Tensor, *fields: Any) -> _Call:
     from flashvl_kernels.ops.image_to_patches import _parse
 
-    grid, _, _, patch, dtype = _parse(fields)
-    if dtype == torch.float64:
+    grid, mean, std, patch, dtype = _parse(fields)
+    return _Call(image, grid, mean, std, patch, dtype, _passes(image, grid.canvas_full, patch))
+
+
+def why_not(image: Tensor, *fields: Any) -> str | None:
+    """The arithmetic is fp32, places are 32 bits, and an output's inputs fit in shared memory."""
+    made = _call(image, *fields)
+    if made.dtype == torch.float64:
         return "kernels compute in float32; dtype=torch.float64 runs through the reference"
-    passes = _passes(image, grid.canvas_full, patch)
-    plans: list[object] = []
-    for axis in (passes.first, passes.last):
-        if axis is None:
-            continue
-        filter = _filter(image.shape[axis], passes.size[axis], image.device)
-        if axis == passes.last:
-            plans.append(patches_plan(filter, grid.tile, patch, axis == 0, dtype.itemsize))
-        else:
-            plans.append(resize_plan(filter, passes.size[axis], image.shape[1 - axis]))
+    if made.both_passes(1) is not None:
+        return None
+    plans: list[object] = [made.last_pass()]
+    if made.passes.first is not None:
+        plans.append(made.first_pass())
     if None in plans:
         return (
-            f"patches of {patch} pixels from an image of {image.shape[0]}x{image.shape[1]} need "
-            f"more shared memory than a block has; reduce the image first"
+            f"patches of {made.patch} pixels from an image of {image.shape[0]}x{image.shape[1]} "
+            f"need more shared memory than a block has; reduce the image first"
         )
     return None
 
 
-def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
-    """A call on schema arguments."""
-    from flashvl_kernels.ops.image_to_patches import _parse
+@dataclass
+class _Work:
+    """The launches of a call, and the tensors they touch."""
 
-    image, *rest = flat
-    grid, mean, std, patch, dtype = _parse(tuple(rest))
-    patches = image.new_empty((grid.tiles, grid.tile_len, 3 * patch * patch), dtype=dtype)
-    passes = _passes(image, grid.canvas_full, patch)
-    tensors, launches = {"image": image, "patches": patches}, []
-    if passes.first is not None:
+    call: _Call
+    patches: Tensor
+    launches: list[Launch] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(
+        self, kernel: Instance, blocks: int, arguments: ctypes.Structure, shared_bytes: int
+    ) -> None:
+        launch = Launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), arguments, shared_bytes)
+        self.launches.append(launch)
+
+    def filter(self, name: str, axis: int) -> Filter:
+        """The filter of an axis, kept alive."""
+        found = self.call.filter(axis)
+        self.tensors |= {f"{name} first": found.first, f"{name} weight": found.weight}
+        return Filter(address(found.first), address(found.weight), found.taps // 4)
+
+    def to(self, tokens: int, rows: int, out_offset: int) -> tuple[int, Patches]:
+        """Blocks of so many tokens and rows of them, and what they write."""
+        made, grid, floats = self.call, self.call.grid, ctypes.c_float * 3
+        to = Patches(
+            address(self.patches), grid.cols, grid.tile, grid.tile - grid.overlap, made.patch,
+            made.down, tokens, rows, out_offset, floats(*made.mean), floats(*made.std),
+        )  # fmt: skip
+        return grid.tiles * ceil_div(grid.tile, tokens) * ceil_div(grid.tile, rows), to
+
+    def both_passes(self, plan: image_plan.ImagePlan) -> None:
+        """In one launch."""
+        passes = self.call.passes
+        assert passes.first is not None
+        blocks, to = self.to(plan.tokens, plan.rows, 0)
+        arguments = ImageArgs(
+            _pixels(self.call.image, passes.first), self.filter("first", passes.first),
+            self.filter("last", passes.last), to, plan.first.lines, plan.first.pitch,
+            plan.last.pitch, *plan.offsets,
+        )  # fmt: skip
+        self.add(_instance("image", self.call.dtype), blocks, arguments, plan.shared_bytes)
+
+    def first_pass(self) -> Tensor:
+        """Into planes of bytes; they as an image whose other axis keeps its size."""
+        image, passes, plan = self.call.image, self.call.passes, self.call.first_pass()
+        assert passes.first is not None and plan is not None
         outputs, lines = passes.size[passes.first], image.shape[passes.last]
-        filter = _filter(image.shape[passes.first], outputs, image.device)
-        plan = resize_plan(filter, outputs, lines)
-        assert plan is not None
         pitch = ceil_div(lines, ALIGNMENT) * ALIGNMENT
-        planes = image.new_empty(CHANNELS, outputs, pitch)
+        planes = self.tensors["planes"] = image.new_empty(CHANNELS, outputs, pitch)
         arguments = ResizeArgs(
-            _pixels(image, passes.first), _filter_of(filter), address(planes), pitch, outputs,
-            *_tile(plan),
+            _pixels(image, passes.first), self.filter("first", passes.first), address(planes),
+            pitch, outputs, *_tile(plan),
         )  # fmt: skip
         blocks = ceil_div(outputs, plan.outputs) * ceil_div(lines, plan.lines)
-        launches.append(
-            Launch(instances()[0], (blocks, 1, 1), (THREADS, 1, 1), arguments, plan.shared_bytes)
+        self.add(RESIZE, blocks, arguments, plan.shared_bytes)
+        return planes[:, :, :lines].permute((2, 1, 0) if passes.first == 1 else (1, 2, 0))
+
+    def last_pass(self, image: Tensor) -> None:
+        """Of `image`, whose other axis has its size."""
+        last, plan = self.call.passes.last, self.call.last_pass()
+        assert plan is not None
+        shared = plan.staged.shared_bytes
+        blocks, to = self.to(plan.tokens, 1, shared)
+        arguments = PatchesArgs(
+            _pixels(image, last), self.filter("last", last), to, *_tile(plan.staged)
         )
-        tensors |= {"planes": planes, "first": filter.first, "weight": filter.weight}
-        image = planes[:, :, :lines].permute((2, 1, 0) if passes.first == 1 else (1, 2, 0))
-    last = passes.last
-    filter = _filter(image.shape[last], passes.size[last], image.device)
-    tensors |= {"last_first": filter.first, "last_weight": filter.weight}
-    chosen = patches_plan(filter, grid.tile, patch, last == 0, dtype.itemsize)
-    assert chosen is not None
-    floats = ctypes.c_float * 3
-    last_arguments = PatchesArgs(
-        _pixels(image, last), _filter_of(filter), address(patches),
-        grid.cols, grid.tile, grid.tile - grid.overlap, patch, last == 0, chosen.tokens,
-        *_tile(chosen.staged), chosen.staged.shared_bytes, floats(*mean), floats(*std),
-    )  # fmt: skip
-    blocks = grid.tiles * grid.tile * ceil_div(grid.tile, chosen.tokens)
-    kernel = Instance(f"patches_kernel<{TYPES[dtype]}>", f"PatchesArgs<{TYPES[dtype]}>")
-    shared = chosen.staged.shared_bytes + chosen.out_bytes
-    launches.append(Launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), last_arguments, shared))
-    return Prepared((patches,), tuple(launches), tensors, frozenset(("patches", "planes")))
+        kernel = _instance("patches", self.call.dtype)
+        self.add(kernel, blocks, arguments, shared + plan.out_bytes)
+
+
+def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
+    """A call on schema arguments."""
+    made = _call(*flat)
+    grid, image = made.grid, made.image
+    shape = grid.tiles, grid.tile_len, CHANNELS * made.patch**2
+    patches = image.new_empty(shape, dtype=made.dtype)
+    work = _Work(made, patches)
+    plan = made.both_passes(device.multiprocessors)
+    if plan is not None:
+        work.both_passes(plan)
+    else:
+        work.last_pass(image if made.passes.first is None else work.first_pass())
+    work.tensors |= {"image": image, "patches": patches}
+    written = frozenset(("patches", "planes"))
+    return Prepared((patches,), tuple(work.launches), work.tensors, written)

@@ -69,8 +69,23 @@ FAULTS = {
     ),
     "lines filtered before they are there": fault(
         IMAGE, "reduced to one tile", "image_to_patches.cuh",
-        "stage(args.source, staged);\n  sync_block();", "stage(args.source, staged);",
-        "shared_race",
+        "sync_block();  // some lines are there", "// some lines are there", "shared_race",
+    ),
+    "the result over lines that are still read": fault(
+        IMAGE, "reduced to one tile", "image_to_patches.cuh",
+        "sync_block();  // some more", "// some more", "shared_race",
+    ),
+    "lines of another block": fault(
+        IMAGE, "reduced to one tile", "image_to_patches.cuh", "between.first_position + line,",
+        "line,", "output",
+    ),
+    "weights of the first outputs": fault(
+        IMAGE, "reduced to one tile", "image_filter.cuh",
+        "static_cast<int64_t>(begin) * from.groups * 4", "0", "output",
+    ),
+    "planes filtered before they are there": fault(
+        IMAGE, "reduced to one tile, in parts", "image_to_patches.cuh",
+        "sync_block();  // the lines are there", "// the lines are there", "shared_race",
     ),
     "lines replaced while they are read": fault(
         IMAGE, "reduced to one tile, in parts", "image_to_patches.cuh",
@@ -95,12 +110,11 @@ FAULTS = {
     ),
     "tiles side by side": fault(
         IMAGE, "enlarged to overlapping tiles", "image_to_patches.cuh",
-        "number % args.cols * args.step", "number % args.cols * args.tile", "output",
+        "number % to.cols * to.step", "number % to.cols * to.tile", "output",
     ),
     "elements of the block before": fault(
         IMAGE, "patches of one pixel", "image_to_patches.cuh",
-        "if (i + k >= shift && i + k < shift + count) to.store",
-        "if (i + k < shift + count) to.store", "shared_uninitialised",
+        "if (i + k >= shift && i + k < shift + count) {", "if (i + k < shift + count) {", "output",
     ),
     "keys read before they are there": fault(
         HEAD, "rows", "argmax_head.cuh",
@@ -119,6 +133,10 @@ FAULTS = {
     "columns past the last one": fault(
         HEAD, "odd sizes, int4", "vocabulary.cuh", "c + i * kEach < w.columns", "true",
         "global_out_of_bounds",
+    ),
+    "scales of another word": fault(
+        HEAD, "odd sizes, int4", "vocabulary.cuh", "lane() / 4 % 4 * kGroups",
+        "lane() / 4 % 2 * kGroups", "output",
     ),
     "the higher of equal words": fault(
         HEAD, "ties", "best_words.cuh", "(0xffffffffu - static_cast<uint32_t>(word))",

@@ -68,30 +68,45 @@ def test_compressed_tokens_are_read_once_in_whole_sectors(name: str) -> None:
 
 
 IMAGES = {
-    "photo, columns first": (200, 304, TileGrid(1, 1, 4), 16),
-    "overlapping tiles": (150, 208, TileGrid(1, 2, 4, 2), 14),
-    "rows of odd lengths": (150, 203, TileGrid(1, 1, 4), 16),
-    "tall, rows first": (400, 112, TileGrid(1, 1, 4), 16),
+    "photo, columns first": (300, 400, TileGrid(1, 1, 4), 16),
+    "overlapping tiles": (320, 480, TileGrid(1, 2, 4, 1), 14),
+    "rows of odd lengths": (301, 403, TileGrid(1, 1, 4), 16),
+    "tall, rows first": (1000, 200, TileGrid(1, 1, 4), 16),
+    "width kept": (400, 128, TileGrid(1, 2, 4), 16),
 }
+"""Large enough that the weights of both axes are a few percent of the image."""
+
+
+def image_call(height: int, width: int, grid: TileGrid, patch: int) -> tuple[Any, ...]:
+    image, half = Maker(torch.bfloat16).image(height, width), [0.5, 0.5, 0.5]
+    return image, *grid.flat(), half, half, patch, torch.bfloat16
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_is_read_and_patches_are_written_in_wide_accesses(name: str) -> None:
-    """Memory sees the image and the patches once, and the planes of bytes in between."""
-    spec = REGISTRY["image_to_patches"]
-    height, width, grid, patch = IMAGES[name]
-    image = Maker(torch.bfloat16).image(height, width)
-    half = [0.5, 0.5, 0.5]
-    flat = (image, *grid.flat(), half, half, patch, torch.bfloat16)
+def test_an_image_is_read_once_and_patches_are_written_once(name: str) -> None:
+    """One launch; nothing between the passes is in memory. Whole sectors but at the ends of runs,
+    which are as short as a block's lines where rows come first."""
+    spec, flat = REGISTRY["image_to_patches"], image_call(*IMAGES[name])
+    result = simt.call(spec, flat, L4)
+    assert torch.equal(result.outputs[0], spec.reference(*flat))
+    assert not result.findings
+    assert len(result.launches) == 1
+    assert result.bytes_from_memory <= 1.05 * spec.cost(*flat).bytes
+    assert result.sector_efficiency >= (0.85 if "rows first" in name else 0.95)
+    assert result.counters["global_write_bytes"] == result.outputs[0].nbytes
+
+
+def test_an_image_reduced_70_times_leaves_planes_in_memory() -> None:
+    """A token's lines do not fit beside each other; the planes are a few percent of the image."""
+    spec, flat = REGISTRY["image_to_patches"], image_call(4480, 60, TileGrid(1, 1, 4), 16)
     prepared = image_to_patches.prepare(flat, L4)
     result = simt.run(prepared, simt.module("image_to_patches"), L4)
     assert torch.equal(result.outputs[0], spec.reference(*flat))
     assert not result.findings
-    extra = sum(
-        prepared.tensors[n].nbytes for n in ("first", "weight", "last_first", "last_weight")
-    )
+    assert len(result.launches) == 2
+    weights = sum(t.nbytes for name, t in prepared.tensors.items() if name.endswith("weight"))
     planes = prepared.tensors["planes"].nbytes
-    needed = spec.cost(*flat).bytes + extra + 2 * planes
+    needed = spec.cost(*flat).bytes + weights + 2 * planes
     assert result.bytes_from_memory <= 1.05 * needed
     assert result.counters["global_write_bytes"] <= result.outputs[0].nbytes + planes
 
@@ -115,7 +130,7 @@ def test_the_vocabulary_is_read_once(format: str, rows: int) -> None:
     assert counters["mma"] == words // 16 * columns // 16
     # But once a block, where the rows of x are put into the order the product reads.
     assert counters["bank_conflicts"] <= launch.grid[1] * rows * 24
-    assert result.sector_efficiency >= 0.95 or format == "int4"
+    assert result.sector_efficiency >= 0.95
 
 
 def test_nine_rows_read_the_vocabulary_twice() -> None:
