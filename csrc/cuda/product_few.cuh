@@ -17,8 +17,7 @@ template <class T, class W>
 class FewRows {
  public:
   static constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-  // On a multiprocessor at once, at least: two would spill with the four loads of x of int4.
-  static constexpr int kBlocks = W::kWordColumns == 8 ? 1 : 2;
+  static constexpr int kBlocks = 2;  // on a multiprocessor at once, at least
   static constexpr int kRows = 8, kColumns = 16;
   static constexpr int kTileStride = 20;  // eight rows at one column in banks of their own
   static constexpr int kLaneColumns = 4 * W::kWordColumns;  // of one load
@@ -58,9 +57,13 @@ class FewRows {
  private:
   // Loads of a batch from each of two rows of w. Two batches of 64 bytes a thread, two blocks of
   // 256: 64 KiB a multiprocessor, where an H100 needs 18 (3.35 TB/s, 700 ns). Packed columns need
-  // more of x, so of them there is one load a batch.
+  // more of x, so of them there is one load a batch, 32 KiB. Beside int4, two batches of x would
+  // take the registers of the second block: it is loaded when w has come, from the cache.
   static constexpr int kAhead = W::kWordColumns == 2 ? 2 : 1;
   static constexpr int kXLoads = kLaneColumns / 8;
+  static constexpr bool kXAhead = kXLoads < 4;
+  // Loads that exchange() takes at once.
+  static constexpr int kPartLoads = kXLoads == 1 ? 1 : 2, kParts = kXLoads / kPartLoads;
 
   struct Batch {
     Vec<uint32_t, 4> w[kAhead][2], x[kAhead][kXLoads];
@@ -79,28 +82,26 @@ class FewRows {
     return lane_column(column, a) - odd * kLaneColumns + (2 * v + odd) * 8;
   }
 
-  // From the columns that this lane loaded to those that its load of w holds.
-  __device__ __forceinline__ static void exchange(Vec<uint32_t, 4> (&x)[kXLoads]) {
-    if constexpr (kXLoads > 1) {
-      constexpr int kHalf = kXLoads / 2;
+  // From the columns that this lane loaded to 16 of those that its load of w holds.
+  __device__ __forceinline__ static void exchange(Vec<uint32_t, 4> (&x)[kPartLoads]) {
+    if constexpr (kPartLoads == 2) {
       const bool odd = lane() % 2 == 1;
-      Vec<uint32_t, 4> mine[kXLoads];
 #pragma unroll
-      for (int i = 0; i < kHalf; ++i) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const uint32_t other = shuffle_xor(odd ? x[i][e] : x[kHalf + i][e], 1);
-          mine[2 * i][e] = odd ? other : x[i][e];
-          mine[2 * i + 1][e] = odd ? x[kHalf + i][e] : other;
-        }
+      for (int e = 0; e < 4; ++e) {
+        const uint32_t other = shuffle_xor(odd ? x[0][e] : x[1][e], 1);
+        x[0][e] = odd ? other : x[0][e];
+        x[1][e] = odd ? x[1][e] : other;
       }
-#pragma unroll
-      for (int v = 0; v < kXLoads; ++v) x[v] = mine[v];
     }
   }
 
-  __device__ __forceinline__ void load(Batch& batch, int64_t column) const {
+  __device__ __forceinline__ Vec<uint32_t, 4> load_x(int64_t column) const {
+    if (x_at_ < 0 || column >= last_) return Vec<uint32_t, 4>{};
     const Global<const uint32_t> x{reinterpret_cast<const uint32_t*>(args_.x.address)};
+    return x.template load<4>(x_at_ + column / 2);
+  }
+
+  __device__ __forceinline__ void load(Batch& batch, int64_t column) const {
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       const int64_t c = lane_column(column, a), word = c / W::kWordColumns;
@@ -112,13 +113,9 @@ class FewRows {
           batch.w[a][i] = args_.w.template load_once<4>(w_at_[i] + word);
         }
       }
+      if constexpr (kXAhead) {
 #pragma unroll
-      for (int v = 0; v < kXLoads; ++v) {
-        batch.x[a][v] = Vec<uint32_t, 4>{};
-        const int64_t x_column = loaded_column(column, a, v);
-        if (x_at_ >= 0 && x_column < last_) {
-          batch.x[a][v] = x.template load<4>(x_at_ + x_column / 2);
-        }
+        for (int v = 0; v < kXLoads; ++v) batch.x[a][v] = load_x(loaded_column(column, a, v));
       }
     }
   }
@@ -193,30 +190,52 @@ class FewRows {
     }
   }
 
+  // The `part`-th 8 or 16 columns of x of this lane's in a chunk, normalised.
+  __device__ __forceinline__ void take_x(const Batch& batch, int64_t column, int a, int part,
+                                         Vec<uint32_t, 4> (&x)[kPartLoads]) const {
+#pragma unroll
+    for (int i = 0; i < kPartLoads; ++i) {
+      const int v = part + i * kParts;
+      const int64_t c = loaded_column(column, a, v);
+      if constexpr (kXAhead) {
+        x[i] = batch.x[a][v];
+      } else {
+        x[i] = load_x(c);
+      }
+      if (args_.norm_weight && x_at_ >= 0 && c < last_) normalise(x[i], c);
+    }
+    exchange(x);
+  }
+
   __device__ __forceinline__ void multiply(Batch& batch, int64_t column) {
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      if (args_.norm_weight) {
-#pragma unroll
-        for (int v = 0; v < kXLoads; ++v) {
-          const int64_t c = loaded_column(column, a, v);
-          if (x_at_ >= 0 && c < last_) normalise(batch.x[a][v], c);
-        }
-      }
-      exchange(batch.x[a]);
       float group[4] = {};
       float (&sums)[4] = W::kGroup > 0 ? group : sums_;
       constexpr int kPairs = W::kWordColumns / 2;  // of a word
+      // Not unrolled: the loads of all parts at once would spill.
+#pragma unroll 1
+      for (int part = 0; part < kParts; ++part) {
+        Vec<uint32_t, 4> x[kPartLoads];
+        take_x(batch, column, a, part, x);
 #pragma unroll
-      for (int k = 0; k < kLaneColumns / 4; ++k) {
-        uint32_t w[4];
+        for (int k = 0; k < 2 * kPartLoads; ++k) {
+          uint32_t w[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int pair = 2 * k + i / 2;
-          w[i] = columns_of<T>(W{}, batch.w[a][i % 2][pair / kPairs], pair % kPairs);
+          for (int i = 0; i < 4; ++i) {
+            const int pair = k * 2 + i / 2;
+            w[i] = columns_of<T>(W{}, batch.w[a][i % 2][pair / kPairs], pair % kPairs);
+          }
+          const uint32_t operand[2] = {x[k / 2][k % 2 * 2], x[k / 2][k % 2 * 2 + 1]};
+          mma_m16n8k16<T>(sums, w, operand);
         }
-        const uint32_t x[2] = {batch.x[a][k / 2][k % 2 * 2], batch.x[a][k / 2][k % 2 * 2 + 1]};
-        mma_m16n8k16<T>(sums, w, x);
+        if constexpr (kParts > 1) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            batch.w[a][i][0] = batch.w[a][i][2];
+            batch.w[a][i][1] = batch.w[a][i][3];
+          }
+        }
       }
       if constexpr (W::kGroup > 0) {
         const int64_t chunk = column + static_cast<int64_t>(a) * kWarps * kChunk;

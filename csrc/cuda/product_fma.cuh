@@ -1,7 +1,8 @@
 // A product in fp32 by multiply-adds, with weights of any format.
 //
 // Bound by FLOPs: 2 a row, unit and column, on the plain cores; TF32 would err by more than PyTorch
-// does. A block has a tile of 64 rows and 64 columns, a thread 2 x 8 of it. Steps of 16 columns
+// does. A block has a tile of 64 rows and 64 columns, a thread 2 x 8 of it; up to 8 rows, as in
+// decoding, are a tile of their own, a thread 2 x 1, so that no warp is idle. Steps of 16 columns
 // come through a ring of four stages of shared memory with one barrier a step. Each step is a sum
 // of its own: one chain of additions along the whole row would err more than PyTorch's blocked
 // sums.
@@ -14,19 +15,20 @@
 
 namespace flashvl::cuda {
 
-template <class W>
+// kEach: columns of the tile that a thread has, eight columns apart: 8 or 1.
+template <class W, int kEach>
 class FmaProduct {
  public:
-  static constexpr int kThreads = 256, kRows = 64, kColumns = 64;
+  static constexpr int kThreads = 256, kRows = 8 * kEach, kColumns = 64;
   // Of a multiprocessor at least. int4 holds scales too, and spills on sm_120 for a second one.
-  static constexpr int kBlocks = W::kGroup > 0 ? 1 : 2;
+  static constexpr int kBlocks = W::kGroup > 0 && kEach > 1 ? 1 : 2;
   static constexpr int kStep = 16, kStages = 4;
   static constexpr int kTileStride = kColumns + 4;
 
   __device__ __forceinline__ explicit FmaProduct(const ProductArgs<float>& args)
       : args_(args), place_(tile_place<kRows, kColumns>(args)) {
     const int64_t row = place_.first_row + threadIdx.x / 4;
-    x_at_ = row < args.rows ? args.x_rows.offset(row) : -1;
+    x_at_ = threadIdx.x < kRows * 4 && row < args.rows ? args.x_rows.offset(row) : -1;
     const int64_t column = place_.first_column + threadIdx.x / kWChunks;
     w_row_ = threadIdx.x < kColumns * kWChunks ? weight_row(args, column) : -1;
   }
@@ -90,7 +92,9 @@ class FmaProduct {
     const int row = threadIdx.x / 4, chunk = threadIdx.x % 4;
     const int64_t c = column + chunk * 4;
     const bool x_there = x_at_ >= 0 && c < args_.padded;
-    cp_async_16(x_chunk(stage, row, chunk), args_.x + (x_there ? x_at_ + c : 0), x_there);
+    if (threadIdx.x < kRows * 4) {
+      cp_async_16(x_chunk(stage, row, chunk), args_.x + (x_there ? x_at_ + c : 0), x_there);
+    }
     if (threadIdx.x >= kColumns * kWChunks) return;
     const int w_part = threadIdx.x % kWChunks;
     const int64_t word = column / W::kWordColumns + w_part * 4;
@@ -118,20 +122,29 @@ class FmaProduct {
     return w;
   }
 
+  // The first of this thread's two rows and of its columns. Many rows: a warp has 8 rows and all
+  // columns; few: all rows and 8 columns.
+  __device__ __forceinline__ static int my_row() {
+    return (kEach > 1 ? static_cast<int>(threadIdx.x) : lane()) / 8 * 2;
+  }
+  __device__ __forceinline__ static int my_column() {
+    return threadIdx.x % 8 + (kEach > 1 ? 0 : threadIdx.x / kWarp * 8);
+  }
+
   __device__ __forceinline__ void multiply(int stage, int64_t column) {
-    const int tx = threadIdx.x % 8, ty = threadIdx.x / 8;
-    if (place_.first_row + ty * 2 >= args_.rows) return;
-    float part[2][8] = {};
+    const int row = my_row(), first = my_column();
+    if (place_.first_row + row >= args_.rows) return;
+    float part[2][kEach] = {};
 #pragma unroll
     for (int k = 0; k < kStep / 4; ++k) {
       Vec<float, 4> x[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        x[i] = floats_of(x_chunk(stage, ty * 2 + i, k));
+        x[i] = floats_of(x_chunk(stage, row + i, k));
       }
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const Vec<float, 4> w = weights(stage, tx + 8 * j, k);
+      for (int j = 0; j < kEach; ++j) {
+        const Vec<float, 4> w = weights(stage, first + 8 * j, k);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -140,9 +153,9 @@ class FmaProduct {
       }
     }
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < kEach; ++j) {
       float scale = 1.0f;
-      if constexpr (W::kGroup > 0) scale = scale_at(tx + 8 * j, column / W::kGroup);
+      if constexpr (W::kGroup > 0) scale = scale_at(first + 8 * j, column / W::kGroup);
 #pragma unroll
       for (int i = 0; i < 2; ++i) sums_[i][j] = fmaf(part[i][j], scale, sums_[i][j]);
     }
@@ -156,14 +169,14 @@ class FmaProduct {
   }
 
   __device__ __forceinline__ void store_sums() const {
-    const int tx = threadIdx.x % 8, ty = threadIdx.x / 8;
+    const int row = my_row(), first = my_column();
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < kEach; ++j) {
       float scale = 1.0f;
-      if constexpr (W::kWordColumns == 4) scale = scale_at(tx + 8 * j, 0);
+      if constexpr (W::kWordColumns == 4) scale = scale_at(first + 8 * j, 0);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        dynamic_shared<float>().store((ty * 2 + i) * kTileStride + tx + 8 * j, sums_[i][j] * scale);
+        dynamic_shared<float>().store((row + i) * kTileStride + first + 8 * j, sums_[i][j] * scale);
       }
     }
   }
@@ -171,14 +184,14 @@ class FmaProduct {
   const ProductArgs<float>& args_;
   TilePlace place_;
   int64_t x_at_, w_row_;  // -1 where there is none
-  float sums_[2][8] = {};
+  float sums_[2][kEach] = {};
 };
 
 // The grid is (tiles, splits of the sum).
-template <class W>
-__global__ void __launch_bounds__(FmaProduct<W>::kThreads, FmaProduct<W>::kBlocks)
+template <class W, int kEach>
+__global__ void __launch_bounds__(FmaProduct<W, kEach>::kThreads, FmaProduct<W, kEach>::kBlocks)
     product_fma_kernel(ProductArgs<float> args) {
-  FmaProduct<W>(args).run();
+  FmaProduct<W, kEach>(args).run();
 }
 
 }  // namespace flashvl::cuda

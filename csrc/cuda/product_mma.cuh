@@ -5,7 +5,8 @@
 // operands come through a ring of four stages of shared memory, three of them on their way, with
 // one barrier a step (the multistage pipeline of CUTLASS). Integer weights stay packed in shared
 // memory and become operands in registers: a group of int4 with its scale, as the reference rounds
-// it; rows of int8 as they are, the scale multiplying the sum.
+// it; rows of int8 as they are, the scale multiplying the sum. A step of int4 has 16 bytes a row,
+// half a sector of memory, so two are copied at once; its scales come eight groups at a time.
 #pragma once
 
 #include "product.cuh"
@@ -40,34 +41,25 @@ class MmaProduct {
       const int64_t row = weight_row(args, column);
       w_at_[i] = row >= 0 ? row * args.w_stride : -1;
     }
-    if constexpr (W::kGroup > 0) {
-      const int64_t row =
-          threadIdx.x < kColumns ? weight_row(args, place_.first_column + threadIdx.x) : -1;
-      scale_at_ = row >= 0 ? row * ceil_div(args.columns, W::kGroup) : -1;
-    }
+    first_ = blockIdx.y * args.part;
+    last_ = min(first_ + args.part, args.padded);
   }
 
   __device__ __forceinline__ void run() {
-    const int64_t first = blockIdx.y * args_.part, last = min(first + args_.part, args_.padded);
-    const int64_t steps = first < last ? ceil_div(last - first, kStep) : 0;
+    const int steps = first_ < last_ ? static_cast<int>(ceil_div(last_ - first_, kStep)) : 0;
     clear();
 #pragma unroll 1
     for (int s = 0; s < kStages - 1; ++s) {
-      if (s < steps) copy_step(s, first + s * kStep);
+      if (s < steps) copy_step(s);
       cp_async_commit();
     }
-    int stage = 0;
 #pragma unroll 1
-    for (int64_t s = 0; s < steps; ++s) {
+    for (int s = 0; s < steps; ++s) {
       cp_async_wait<kStages - 2>();
       sync_block();  // the step is there, and the stage before it has been read by all
-      const int64_t ahead = s + kStages - 1;
-      if (ahead < steps) {
-        copy_step(stage == 0 ? kStages - 1 : stage - 1, first + ahead * kStep);
-      }
+      if (s + kStages - 1 < steps) copy_step(s + kStages - 1);
       cp_async_commit();
-      multiply(stage);
-      stage = stage == kStages - 1 ? 0 : stage + 1;
+      multiply(s);
     }
     cp_async_wait<0>();
     sync_block();  // the ring makes room for the sums
@@ -78,17 +70,31 @@ class MmaProduct {
 
  private:
   static constexpr int kXChunks = kStep * 2 / 16, kXCopies = kRows * kXChunks / kThreads;
-  static constexpr int kWChunks = kStep / W::kWordColumns / 4;
+  // Steps of w copied at once. Two of them are read while the next two are on their way and those
+  // after them begin: three places.
+  static constexpr int kWSteps = W::kWordColumns == 8 ? 2 : 1;
+  static constexpr int kWStages = kWSteps == 1 ? kStages : 3;
+  static constexpr int kWChunks = kWSteps * kStep / W::kWordColumns / 4;
   static constexpr int kWCopies = (kColumns * kWChunks + kThreads - 1) / kThreads;
   static constexpr int kXWords = kRows * kXChunks * 4, kWWords = kColumns * kWChunks * 4;
-  static constexpr int kScaleWords = W::kGroup > 0 ? kColumns : 0;
-  static constexpr int kStageWords = kXWords + kWWords + kScaleWords;
+  // Groups whose scales are copied at once, a sector of them a row: those being read, and the next.
+  // The stride gives the eight groups of four rows, and eight rows of a group, banks of their own.
+  static constexpr int kGroups = 8, kGroupSteps = W::kGroup / kStep;
+  static constexpr int kScaleStride = kColumns + 4;
 
   __device__ __forceinline__ static Global<const uint32_t> address_of(Global<const T> x) {
     return {reinterpret_cast<const uint32_t*>(x.address)};
   }
-  __device__ __forceinline__ static Shared<uint32_t> stage_at(int stage) {
-    return dynamic_shared<uint32_t>() + stage * kStageWords;
+  // Where the columns of step `s` lie: of x, of w, and the scales of their group.
+  __device__ __forceinline__ static StageRows<kXChunks> x_stage(int s) {
+    return {dynamic_shared<uint32_t>() + s % kStages * kXWords};
+  }
+  __device__ __forceinline__ static StageRows<kWChunks> w_stage(int s) {
+    return {dynamic_shared<uint32_t>() + (kStages * kXWords + s / kWSteps % kWStages * kWWords)};
+  }
+  __device__ __forceinline__ static Shared<float> scales(int s) {
+    constexpr int kFirst = kStages * kXWords + kWStages * kWWords;
+    return dynamic_shared<float>() + (kFirst + s / kGroupSteps % (2 * kGroups) * kScaleStride);
   }
   __device__ __forceinline__ static Shared<float> tile() { return dynamic_shared<float>(); }
 
@@ -103,9 +109,10 @@ class MmaProduct {
     }
   }
 
-  // Columns `column` to `column` + kStep; zeros where there are none.
-  __device__ __forceinline__ void copy_step(int stage, int64_t column) const {
-    const StageRows<kXChunks> x{stage_at(stage)};
+  // The columns of step `s`; zeros where there are none.
+  __device__ __forceinline__ void copy_step(int s) const {
+    const int64_t column = first_ + static_cast<int64_t>(s) * kStep;
+    const StageRows<kXChunks> x = x_stage(s);
 #pragma unroll
     for (int i = 0; i < kXCopies; ++i) {
       const int index = threadIdx.x + i * kThreads, chunk = index % kXChunks;
@@ -113,7 +120,8 @@ class MmaProduct {
       const bool there = x_at_[i] >= 0 && word * 2 < args_.padded;
       cp_async_16(x.at(index / kXChunks, chunk), x_ + (there ? x_at_[i] + word : 0), there);
     }
-    const StageRows<kWChunks> w{stage_at(stage) + kXWords};
+    if (kWSteps > 1 && s % kWSteps != 0) return;
+    const StageRows<kWChunks> w = w_stage(s);
 #pragma unroll
     for (int i = 0; i < kWCopies; ++i) {
       const int index = threadIdx.x + i * kThreads, chunk = index % kWChunks;
@@ -123,19 +131,29 @@ class MmaProduct {
       cp_async_16(w.at(index / kWChunks, chunk), args_.w + (there ? w_at_[i] + word : 0), there);
     }
     if constexpr (W::kGroup > 0) {
-      if (threadIdx.x < kColumns) {
-        const bool there = scale_at_ >= 0;
-        const int64_t from = there ? scale_at_ + column / W::kGroup : 0;
-        cp_async_small<4>(stage_at(stage) + (kXWords + kWWords + threadIdx.x), args_.scale + from,
-                          there);
-      }
+      if (s % (kGroups * kGroupSteps) == 0) copy_scales(s);
+    }
+  }
+
+  // Of the groups from that of step `s` on; neighbouring lanes take neighbouring groups of a row.
+  __device__ __forceinline__ void copy_scales(int s) const {
+    const int64_t groups = ceil_div(args_.columns, W::kGroup);
+    const int64_t end = ceil_div(min(last_, args_.columns), W::kGroup);
+    const int g = threadIdx.x % kGroups;
+    const int64_t group = first_ / W::kGroup + s / kGroupSteps + g;
+    const Shared<float> to = scales(s) + g * kScaleStride;
+#pragma unroll 1
+    for (int column = threadIdx.x / kGroups; column < kColumns; column += kThreads / kGroups) {
+      const int64_t row = weight_row(args_, place_.first_column + column);
+      const bool there = row >= 0 && group < end;
+      cp_async_small<4>(to + column, args_.scale + (there ? row * groups + group : 0), there);
     }
   }
 
   // Operands of 32 columns of the tile at columns 16 half of the step: w[2 n], w[2 n + 1] for the
   // n-th eight.
-  __device__ __forceinline__ void load_weights(int stage, int half, uint32_t (&w)[8]) const {
-    const StageRows<kWChunks> rows{stage_at(stage) + kXWords};
+  __device__ __forceinline__ void load_weights(int s, int half, uint32_t (&w)[8]) const {
+    const StageRows<kWChunks> rows = w_stage(s);
     const int l = lane(), first = threadIdx.x / kWarp % kUnitWarps * 32;
     if constexpr (W::kWordColumns == 2) {
 #pragma unroll
@@ -150,14 +168,12 @@ class MmaProduct {
       for (int n = 0; n < 4; ++n) {
         const int row = first + n * 8 + l / 4, pair = l % 4;
         float scale = 1.0f;
-        if constexpr (W::kGroup > 0) {
-          const Shared<uint32_t> scales = stage_at(stage) + (kXWords + kWWords);
-          scale = __builtin_bit_cast(float, scales.load(row));
-        }
+        if constexpr (W::kGroup > 0) scale = scales(s).load(row);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           // Columns 2 pair and the next of eight: of half a chunk of int8, of a word of int4.
-          const int word = (2 * half + r) * (8 / W::kWordColumns) + pair * 2 / W::kWordColumns;
+          const int eight = s % kWSteps * (kStep / 8) + 2 * half + r;
+          const int word = eight * (8 / W::kWordColumns) + pair * 2 / W::kWordColumns;
           const uint32_t bits = rows.at(row, word / 4).load(word % 4);
           const int column = pair * 2 % W::kWordColumns;
           const float low = column_of(W{}, bits, column), high = column_of(W{}, bits, column + 1);
@@ -167,8 +183,8 @@ class MmaProduct {
     }
   }
 
-  __device__ __forceinline__ void multiply(int stage) {
-    const StageRows<kXChunks> rows{stage_at(stage)};
+  __device__ __forceinline__ void multiply(int s) {
+    const StageRows<kXChunks> rows = x_stage(s);
     const int l = lane(), first = threadIdx.x / kWarp / kUnitWarps * 64;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -177,7 +193,7 @@ class MmaProduct {
       for (int m = 0; m < 4; ++m) {
         ldmatrix(x[m], rows.at(first + m * 16 + l % 16, 2 * half + l / 16));
       }
-      load_weights(stage, half, w);
+      load_weights(s, half, w);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const uint32_t operand[2] = {w[2 * n], w[2 * n + 1]};
@@ -222,7 +238,7 @@ class MmaProduct {
   TilePlace place_;
   Global<const uint32_t> x_;
   int64_t x_at_[kXCopies], w_at_[kWCopies];  // in words; -1 where there is no row
-  int64_t scale_at_ = -1;
+  int64_t first_, last_;                     // columns of this block's part
   float sums_[4][4][4];
 };
 

@@ -54,9 +54,10 @@ class ProductPlan:
     shared_bytes: int
 
     @property
-    def row_warps(self) -> int:
-        """Of the tensor-core kernel: which instance."""
-        return self.rows // 64
+    def size(self) -> int:
+        """Which instance of a kernel of two tiles: warps along the rows of the tensor-core one,
+        columns of a thread of the other."""
+        return self.rows // {"few": FEW_ROWS, "mma": 64, "fma": 8}[self.kernel]
 
 
 def width_of(units: int, gated: bool) -> int:
@@ -75,15 +76,17 @@ def plan(
 ) -> ProductPlan:
     """The launch for `rows` rows of `columns` elements and as many results as `units`.
 
-    Few rows: two blocks a multiprocessor keep some 64 KiB of w on their way, and every warp keeps
+    Few rows: two blocks a multiprocessor keep 32 to 64 KiB of w on their way, and every warp keeps
     at least two batches of loads. Many rows: tiles of 128 x 128 results where these fill the
     device, else of 64 x 128; where those do not, the sum is split too, into parts of at least eight
-    steps, so that filling the ring is not most of it.
+    steps, so that filling the ring is not most of it. In fp32 few rows are a tile of their own.
     """
     width = width_of(units, gated)
     weight_bytes = BYTES[weight_format] or itemsize
     if itemsize == 4:
-        tile, step, resident = (64, 64), 16, 2
+        tile, step, resident = (FEW_ROWS if rows <= FEW_ROWS else 64, 64), 16, 2
+        if weight_format == "int4" and rows > FEW_ROWS:
+            resident = 1  # its registers admit no second block: kBlocks
         least = 8 * step
     elif rows <= FEW_ROWS:
         lane_columns = int(VECTOR_BYTES / weight_bytes)
@@ -101,7 +104,7 @@ def plan(
     part = max(ceil_div(ceil_div(columns, splits), step), 1) * step
     splits = max(ceil_div(columns, part), 1)
     if itemsize == 4:
-        shared = _fma_shared(weight_bytes)
+        shared = _fma_shared(tile[0], weight_bytes)
         return ProductPlan("fma", *tile, 256, tiles, splits, part, shared)
     if rows <= FEW_ROWS:
         groups = ceil_div(min(part, ceil_div(columns, 8) * 8), GROUP) | 1
@@ -112,17 +115,21 @@ def plan(
     return ProductPlan("mma", *tile, 2 * tile[0], tiles, splits, part, shared)
 
 
-def _fma_shared(weight_bytes: float) -> int:
+def _fma_shared(rows: int, weight_bytes: float) -> int:
     """The ring of product_fma.cuh, which the sums take over."""
     w_words = {4.0: 16, 1.0: 4, 0.5: 2}[float(weight_bytes)]
-    return max(STAGES * 64 * (16 + w_words) * 4, 64 * 68 * 4)
+    return max(STAGES * (rows * 16 + 64 * w_words) * 4, rows * 68 * 4)
 
 
 def _mma_shared(rows: int, columns: int, weight_bytes: float) -> int:
-    """The ring of product_mma.cuh, which the sums take over."""
-    stage = rows * 64 + int(columns * 32 * weight_bytes)
-    stage += columns * 4 if weight_bytes < 1 else 0
-    return max(STAGES * stage, rows * (columns + 8) * 4)
+    """The ring of product_mma.cuh, which the sums take over. int4: three pairs of steps of w, and
+    the scales of twice eight groups."""
+    ring = STAGES * rows * 64
+    if weight_bytes < 1:
+        ring += 3 * columns * 32 + 16 * (columns + 4) * 4
+    else:
+        ring += STAGES * int(columns * 32 * weight_bytes)
+    return max(ring, rows * (columns + 8) * 4)
 
 
 class NormaliseArgs(ctypes.Structure):
@@ -165,11 +172,11 @@ def _format_name(weight_format: str, dtype: torch.dtype) -> str:
     return {"bf16": plain, "int8": "Int8", "int4": "Int4"}[weight_format]
 
 
-def _instance(kernel: str, dtype: torch.dtype, weight_format: str, row_warps: int = 0) -> Instance:
+def _instance(kernel: str, dtype: torch.dtype, weight_format: str, size: int = 0) -> Instance:
     name, w = TYPES[dtype], _format_name(weight_format, dtype)
     if kernel == "fma":
-        return Instance(f"product_fma_kernel<{w}>", "ProductArgs<float>")
-    more = f", {row_warps}" if kernel == "mma" else ""
+        return Instance(f"product_fma_kernel<{w}, {size}>", "ProductArgs<float>")
+    more = f", {size}" if kernel == "mma" else ""
     return Instance(f"product_{kernel}_kernel<{name}, {w}{more}>", f"ProductArgs<{name}>")
 
 
@@ -182,10 +189,10 @@ def instances() -> list[Instance]:
     """Every kernel that `product` may name."""
     found = [_normalise_instance(dtype) for dtype in TYPES]
     for weight_format in BYTES:
-        found.append(_instance("fma", torch.float32, weight_format))
+        found += [_instance("fma", torch.float32, weight_format, size) for size in (1, 8)]
         for dtype in (torch.bfloat16, torch.float16):
             found.append(_instance("few", dtype, weight_format))
-            found += [_instance("mma", dtype, weight_format, warps) for warps in (1, 2)]
+            found += [_instance("mma", dtype, weight_format, size) for size in (1, 2)]
     return found
 
 
@@ -380,7 +387,7 @@ def product(
         eps,
     )
     launch = Launch(
-        _instance(chosen.kernel, y.dtype, w[2], chosen.row_warps),
+        _instance(chosen.kernel, y.dtype, w[2], chosen.size),
         (chosen.tiles, chosen.splits, 1),
         (chosen.threads, 1, 1),
         arguments,

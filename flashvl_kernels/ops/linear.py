@@ -165,6 +165,16 @@ def _long_sum(format: str) -> Sample:
     )
 
 
+def _cut_short(name: str, rows: int) -> Sample:
+    """One row too many is the first of a third batch, which is not there: with one stride between
+    all rows a kernel may take it for row 0 and come to no harm."""
+    return Sample(
+        f"batches of {name} rows, cut short",
+        lambda m: call(m.normal(2, rows + 1, 64)[:, :rows], _weight(m, 24, 64)),
+        "strided",
+    )
+
+
 SAMPLES = (
     Sample("one row", lambda m: call(m.normal(1, 192), _weight(m, 128, 192))),
     Sample("bias", lambda m: call(m.normal(2, 7, 96), _weight(m, 80, 96), m.normal(80))),
@@ -267,6 +277,8 @@ SAMPLES = (
         lambda m: call(m.strided(3, 40), _weight(m, 24, 40, "int8")),
         "strided",
     ),
+    _cut_short("few", 3),
+    _cut_short("many", 9),
     *(_long_sum(format) for format in ("bf16", "int8", "int4")),
     Sample(
         "tiles of rows and of outputs, and a rest of both",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from flashvl_kernels.cuda import gelu_mlp, linear, product_plan, swiglu_mlp
+from flashvl_kernels.cuda import gelu_mlp, linear, product_plan, resources, swiglu_mlp
 from flashvl_kernels.cuda.device import A100, B200, DEVICES, H100, L4, RTX_4090, Device
 from flashvl_kernels.cuda.launch import ceil_div
+from flashvl_kernels.cuda.occupancy import occupancy
 from flashvl_kernels.cuda.product_plan import plan
 from flashvl_kernels.packing import LAYOUTS, pack
 
+BUDGET = json.loads(resources.BUDGET.read_text())
 ALL = pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 SHAPES = [
     (1, 2048, 1536, False),
@@ -46,6 +50,8 @@ def test_parts_hold_every_column_once_and_fit_the_device(
     assert found.shared_bytes <= device.shared_bytes_per_block
     assert found.splits <= product_plan.MAX_SPLITS
     assert (found.kernel == "few") == (itemsize == 2 and rows <= 8)
+    if itemsize == 4:
+        assert found.rows == (8 if rows <= 8 else 64)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,39 @@ def test_one_row_keeps_two_blocks_a_multiprocessor(device: Device, splits: int) 
     """The down product of a decoder, 8960 to 1536: 96 tiles of 16 units."""
     found = plan(1, 1536, 8960, 2, "bf16", False, device)
     assert (found.kernel, found.tiles, found.splits) == ("few", 96, splits)
+
+
+@pytest.mark.parametrize("weight_format", ["bf16", "int8", "int4"])
+def test_two_blocks_a_multiprocessor_is_what_registers_and_shared_memory_admit(
+    weight_format: str,
+) -> None:
+    """What splits are chosen for, against the compiled kernels: the decoder's two products and, in
+    fp32, its prefill, whose tile of int4 takes the registers of a second block."""
+    for device in DEVICES:
+        kernels = BUDGET["linear"][f"sm_{device.capability}"]
+        for rows, itemsize, least in [(1, 2, 2), (8, 2, 2), (1, 4, 2), (300, 4, 2)]:
+            for units, columns, gated in [(8960, 1536, True), (1536, 8960, False)]:
+                found = plan(rows, units, columns, itemsize, weight_format, gated, device)
+                dtype = torch.float32 if itemsize == 4 else torch.bfloat16
+                kernel = product_plan._instance(found.kernel, dtype, weight_format, found.size)
+                used = kernels[kernel.expression]
+                shared = used["shared"] + found.shared_bytes
+                blocks = occupancy(found.threads, used["registers"], shared, device).blocks
+                one = weight_format == "int4" and found.kernel == "fma" and found.rows > 8
+                assert blocks >= (1 if one else least), (device.name, kernel, blocks)
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "shared"),
+    [
+        ("bf16", 4 * (64 + 128) * 64),
+        ("int8", 64 * 136 * 4),
+        ("int4", 4 * 64 * 64 + 3 * 128 * 32 + 16 * 132 * 4),
+    ],
+)
+def test_a_tile_of_64_rows_keeps_its_ring_in_shared_memory(weight_format: str, shared: int) -> None:
+    """That of int8 is smaller than the sums which take its place."""
+    assert plan(300, 1536, 1536, 2, weight_format, False, H100).shared_bytes == shared
 
 
 @ALL

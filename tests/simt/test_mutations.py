@@ -15,7 +15,7 @@ import torch
 
 from flashvl_kernels import simt
 from flashvl_kernels.cuda import kernels_of, plan_module
-from flashvl_kernels.cuda.device import L4
+from flashvl_kernels.cuda.device import L4, Device
 from flashvl_kernels.simt.build import CSRC
 from flashvl_kernels.spec import REGISTRY
 from tests.simt.test_ops import normal, wrong
@@ -25,7 +25,10 @@ pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.
 
 @dataclass(frozen=True)
 class Fault:
-    """file: under csrc/cuda; `old` becomes `new`; seen: a kind of finding, or "output"."""
+    """file: under csrc/cuda; `old` becomes `new`; seen: a kind of finding, or "output".
+
+    device: whose launch plan runs.
+    """
 
     op: str
     file: str
@@ -33,6 +36,7 @@ class Fault:
     new: str
     seen: str
     flat: tuple[Any, ...]
+    device: Device = L4
 
 
 WIDE = (normal(5, 4096), normal(4096), 1e-6, normal(5, 4096))
@@ -120,10 +124,10 @@ def check_seen(fault: Fault, name: str, folder: Path) -> None:
     assert plan is not None
     flat = arguments(fault)
     spec = REGISTRY[fault.op]
-    used = dict.fromkeys(launch.kernel for launch in plan.prepare(flat, L4).launches)
+    used = dict.fromkeys(launch.kernel for launch in plan.prepare(flat, fault.device).launches)
     source = f'#include "cuda/{kernels_of(fault.op)}.cuh"'
     built = simt.build(source, list(used), f"{fault.op}, {name}", mutated(fault, folder))
-    result = simt.call(spec, flat, L4, built)
+    result = simt.call(spec, flat, fault.device, built)
     found = {finding.kind for finding in result.findings}
     if fault.seen == "output":
         assert any(text.startswith("output") for text in wrong(spec, flat, result))

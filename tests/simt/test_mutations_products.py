@@ -15,6 +15,7 @@ from flashvl_kernels import simt
 from flashvl_kernels.spec import REGISTRY
 from tests.simt.test_mutations import Fault, check_seen
 from tests.simt.test_ops import flat_call
+from tests.simt.test_product_counters import ONE, linear
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 
@@ -65,8 +66,35 @@ FAULTS = {
         "output",
     ),
     "scales of another group": fault(
-        LINEAR, "37 rows, int4, rows", MMA, "scale_at_ + column / W::kGroup", "scale_at_",
+        LINEAR, "37 rows, int4, rows", MMA, "there ? row * groups + group", "there ? row * groups",
         "output",
+    ),
+    "scales copied over those still read": Fault(
+        LINEAR, MMA, "s / kGroupSteps % (2 * kGroups)", "s / kGroupSteps % kGroups",
+        "missing_cp_async_wait", linear(10, 264, 1300, "int4"), ONE,
+    ),
+    "the other of two steps of int4": fault(
+        LINEAR, "37 rows, int4, rows", MMA, "s % kWSteps * (kStep / 8) +", "", "output"
+    ),
+    "steps of int4 copied into while others read them": fault(
+        LINEAR, "37 rows, int4, rows", MMA, "kWSteps == 1 ? kStages : 3;",
+        "kWSteps == 1 ? kStages : 2;", "shared_race",
+    ),
+    "rows of a tile guarded one too late": fault(
+        LINEAR, "batches of many rows, cut short", MMA, "row < args.rows ?", "row <= args.rows ?",
+        "global_out_of_bounds",
+    ),
+    "few rows guarded one too late": fault(
+        LINEAR, "batches of few rows, cut short", FEW, "group < args.rows ?",
+        "group <= args.rows ?", "global_out_of_bounds",
+    ),
+    "rows of fp32 guarded one too late": fault(
+        LINEAR, "batches of many rows, cut short", FMA, "row < args.rows ?", "row <= args.rows ?",
+        "global_out_of_bounds", torch.float32,
+    ),
+    "results of one row too many": fault(
+        LINEAR, TILES, "product.cuh", "min(args.rows - place.first_row,",
+        "min(args.rows + 1 - place.first_row,", "global_out_of_bounds",
     ),
     "a row of w at an offset of 32 bits": fault(
         LINEAR, "third weight row past 2^31", FEW, "w_at_[i] = row >= 0 ? row * args.w_stride",
