@@ -2,6 +2,7 @@
 
     nice python -m tests.proofs.ask             # the cases that have no answer yet
     nice python -m tests.proofs.ask --again     # all of them: half an hour
+    python -m tests.proofs.ask --table          # the table of docs/cuda.md
 
 Three answers: "race_free"; what the tool does not support, in its own words; "no answer" in
 `SECONDS`. One that came within `QUICK` seconds is asked for again in the tests.
@@ -13,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,19 @@ def answers() -> dict[str, dict[str, Any]]:
     return found
 
 
+def table() -> str:
+    """The answers by kernel, in Markdown, as docs/cuda.md has them."""
+    kernels: dict[str, Counter[str]] = {}
+    for name, each in answers().items():
+        kernels.setdefault(name.partition("<")[0], Counter())[each["answer"]] += 1
+    lines = ["| kernel | cases | race free | undecided |", "|---|---|---|---|"]
+    for kernel, counts in sorted(kernels.items()):
+        free = counts.pop(FREE, 0)
+        others = ", ".join(f"{words} ({n})" for words, n in sorted(counts.items()))
+        lines.append(f"| `{kernel}` | {free + counts.total()} | {free} | {others} |")
+    return "\n".join(lines) + "\n"
+
+
 def answer(name: str) -> dict[str, Any]:
     """One case asked: its answer, and whether it came quickly."""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +60,9 @@ def answer(name: str) -> dict[str, Any]:
 
 def main() -> int:
     """Ask, and write after each answer. Exit status 1 if a kernel may have a race."""
+    if "--table" in sys.argv:
+        print(table(), end="")
+        return 0
     found = {} if "--again" in sys.argv or not ANSWERS.exists() else answers()
     found = {name: found[name] for name in cases.CASES if name in found}
     for name in cases.CASES:

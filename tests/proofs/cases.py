@@ -7,9 +7,6 @@ from pathlib import Path
 from tests.proofs import launches, ptx
 from tests.proofs.ptx import Question
 
-ARCHITECTURE = 80
-"""Its PTX has every instruction the kernels use."""
-
 CASES = {
     name: (spec, prepared, launch)
     for spec in launches.specs()
@@ -20,5 +17,5 @@ CASES = {
 def question(name: str, folder: Path) -> Question:
     """The proof obligation of a case; `folder` takes what is compiled for it."""
     spec, prepared, launch = CASES[name]
-    text = ptx.compiled(spec.name, launch.kernel, ARCHITECTURE, folder)
+    text = ptx.compiled(spec.name, launch.kernel, ptx.ARCHITECTURE, folder)
     return ptx.question(text, launch, prepared)

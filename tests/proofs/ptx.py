@@ -1,8 +1,9 @@
 """A launch as sentryward takes it: PTX whose parameters are scalars and pointers, and their values.
 
 The kernels take one struct. Here each field of it becomes a parameter of its own, pointers declared
-as such, and what is known of a launch is filled in: a field that is zero is a null pointer, and a
-comparison of another pointer with null is decided. The instructions stay as nvcc wrote them.
+as such, and what is known of a launch is filled in: a field that is zero is a null pointer, a
+comparison of another pointer with null is decided, and so is its remainder by 16. The instructions
+stay as nvcc wrote them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flashvl_kernels.cuda import nvcc
 from flashvl_kernels.cuda.launch import Instance, Launch, Prepared
 from flashvl_kernels.simt.build import CSRC
 
+ARCHITECTURE = 80
+"""Its PTX has every instruction the kernels use."""
 TYPES: dict[Any, str] = {
     ctypes.c_void_p: "u64", ctypes.c_int64: "u64", ctypes.c_int: "u32", ctypes.c_float: "f32",
 }  # fmt: skip
-INTEGERS = {torch.int64: "s64", torch.int32: "s32"}
+INTEGERS = {torch.int64: "u64", torch.int32: "u32"}
+"""Unsigned, for sentryward takes no negative number: the bits of one are those of a large one."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,19 @@ def question(ptx: str, launch: Launch, prepared: Prepared) -> Question:
             and tensor.dtype in INTEGERS
             and field.is_pointer
             and field.value == tensor.data_ptr()
-            and (values := [[value] for value in tensor.flatten().tolist()])
+            and (values := _unsigned(tensor))
         ],
     }
-    return Question(_pointers_are_not_null(_split(ptx, entry, fields), fields), config, fields)
+    text = _split(ptx, entry, fields)
+    for field in (f for f in fields if f.is_pointer):
+        text = _aligned(_not_null(text, field), field)
+    return Question(text, config, fields)
+
+
+def _unsigned(tensor: Tensor) -> list[list[int]]:
+    """The elements, each a shape of one axis; negative ones as the number with the same bits."""
+    bits = 8 * tensor.element_size()
+    return [[value % 2**bits] for value in tensor.flatten().tolist()]
 
 
 def _fields(struct: ctypes.Structure, entry: str) -> Iterator[Field]:
@@ -159,22 +173,96 @@ def _split(ptx: str, entry: str, fields: tuple[Field, ...]) -> str:
 
 def _without_address(body: str, struct: str) -> str:
     """`body` with the struct's name where a register with its address, or one in it, was."""
-    places = {register: 0 for register in re.findall(rf"mov\.b64 \t(%\w+), {struct};", body)}
+    places = {register: {0} for register in re.findall(rf"mov\.b64 \t(%\w+), {struct};", body)}
     for register, base, offset in re.findall(r"add\.s64 \t(%\w+), (%\w+), (-?\d+);", body):
-        if base in places:
-            places[register] = places[base] + int(offset)
-    for register, place in places.items():
-        body = re.sub(
-            rf"(ld\.param\S+\s+[^\[;]*\[){register}(?:\+(-?\d+))?\]",
-            lambda m, place=place: f"{m[1]}{struct}+{place + int(m[2] or 0)}]",
-            body,
-        )
+        if len(places.get(base, ())) == 1:
+            places.setdefault(register, set()).update(at + int(offset) for at in places[base])
+    choice = r"selp\.b64 \t(%\w+), (%\w+), (%\w+), (%p\d+);"
+    for register, yes, no, predicate in re.findall(choice, body):
+        if yes in places and no in places:
+            (first,), (second,) = places[yes], places[no]
+            places[register] = {first, second}
+            chosen = rf"(selp\.b64 \t{register}), {yes}, {no}, {predicate};"
+            body = re.sub(chosen, rf"\1, {first}, {second}, {predicate};", body)
+    for register, at in places.items():
+        if len(at) == 1:
+            body = re.sub(
+                rf"(ld\.param\S+\s+[^\[;]*\[){register}(?:\+(-?\d+))?\]",
+                lambda m, at=at: f"{m[1]}{struct}+{min(at) + int(m[2] or 0)}]",
+                body,
+            )
+        else:
+            body = _both_loaded(body, struct, register, at)
+    declared = "\t.reg .b64 \t%other;\n\t.reg .pred \t%first;\n"
+    body = re.sub(r"(?=\t\.reg )", declared, body, count=1)
     return re.sub(rf"\tmov\.b64 \t%\w+, {struct};\n", "", body)
 
 
-def _pointers_are_not_null(ptx: str, fields: tuple[Field, ...]) -> str:
-    for field in (f for f in fields if f.is_pointer):
-        for register in re.findall(rf"ld\.param\.u64 \t(%\w+), \[{field.name}\];", ptx):
-            compare = rf"setp\.(eq|ne)\.\w+(\s+%p\d+), {register}, 0;"
-            ptx = re.sub(compare, r"setp.\1.s64\2, 1, 0;", ptx)
+def _both_loaded(body: str, struct: str, register: str, places: set[int]) -> str:
+    """`body` with `register`, which has one of two addresses in the struct, as its offset, and a
+    choice of one of two loaded fields where a field was loaded from there."""
+    first, second = sorted(places)
+    added = rf"add\.s64 \t{register}, %\w+, (-?\d+);"
+    if not {int(offset) for offset in re.findall(added, body)} <= places:
+        raise ValueError(f"{register} is not told from the struct's own address")
+    body = re.sub(added, rf"mov.b64 \t{register}, \1;", body)
+
+    def load(found: re.Match[str]) -> str:
+        value, offset = found[1], int(found[2] or 0)
+        return (
+            f"ld.param.u64 \t{value}, [{struct}+{first + offset}];\n"
+            f"\tld.param.u64 \t%other, [{struct}+{second + offset}];\n"
+            f"\tsetp.eq.s64 \t%first, {register}, {first};\n"
+            f"\tselp.b64 \t{value}, {value}, %other, %first;"
+        )
+
+    return re.sub(rf"ld\.param\.u64 \t(%\w+), \[{register}(?:\+(\d+))?\];", load, body)
+
+
+def _registers(ptx: str, field: Field) -> list[str]:
+    return re.findall(rf"ld\.param\.u64 \t(%\w+), \[{field.name}\];", ptx)
+
+
+def _not_null(ptx: str, field: Field) -> str:
+    """`ptx` with the comparisons of a pointer with null decided."""
+    for register in _registers(ptx, field):
+        compare = rf"setp\.(eq|ne)\.\w+(\s+%p\d+), {register}, 0;"
+        ptx = re.sub(compare, r"setp.\1.s64\2, 1, 0;", ptx)
     return ptx
+
+
+def _aligned(ptx: str, field: Field) -> str:
+    """`ptx` with a pointer's remainder by 16, which steers a kernel, as it is in the launch."""
+    for register in _registers(ptx, field):
+        remainder = rf"and\.b64(\s+%\w+), {register}, 15;"
+        ptx = re.sub(remainder, rf"mov.b64\1, {field.value % 16};", ptx)
+    return ptx
+
+
+def of_floats(ptx: str) -> str:
+    """`ptx` of a kernel of float, as sentryward can follow its values.
+
+    It takes the type of a number from the access that moves it: bits that a copy moves as u32
+    become floats. It has no votes: each becomes five exchanges between the lanes of the warp.
+    """
+    moves = r"((?:ld\.global\.nc\.L1::no_allocate|st\.global|ld\.shared\.v4)(?:\.v[24])?)\.u32"
+    ptx = re.sub(moves, r"\1.f32", ptx)
+    if "vote.sync.ballot" in ptx:
+        ptx = re.sub(r"(?=\t\.reg )", "\t.reg .b32 \t%vote<3>;\n", ptx, count=1)
+    return re.sub(r"vote\.sync\.ballot\.b32 \t(%\w+), (%p\d+), (%\w+);", _exchanged, ptx)
+
+
+def _exchanged(vote: re.Match[str]) -> str:
+    votes, mine, members = vote.groups()
+    lines = [
+        "mov.u32 \t%vote0, %tid.x;",
+        "and.b32 \t%vote0, %vote0, 31;",
+        f"selp.b32 \t%vote1, 1, 0, {mine};",
+        "shl.b32 \t%vote1, %vote1, %vote0;",
+    ]
+    for by in (1, 2, 4, 8, 16):
+        lines += [
+            f"shfl.sync.bfly.b32 \t%vote2, %vote1, {by}, 31, {members};",
+            "or.b32 \t%vote1, %vote1, %vote2;",
+        ]
+    return "\n\t".join([*lines, f"mov.b32 \t{votes}, %vote1;"])
