@@ -1,4 +1,5 @@
-"""sentryward's answers: whether every schedule of a launch synchronises well and has no race."""
+"""sentryward's answers: whether every schedule of a launch synchronises well and has no race, and
+whether what it computes is equal to a PyTorch function."""
 
 from __future__ import annotations
 
@@ -7,8 +8,12 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.proofs.ptx import Question
+
+EQUAL_SECONDS = 60
+"""For a proof of equality, at most; those that succeed take a few."""
 
 
 @dataclass(frozen=True)
@@ -37,5 +42,26 @@ def races(question: Question, folder: Path, seconds: int) -> Verdict:
     ptx.write_text(question.ptx)
     config.write_text(json.dumps(question.config))
     answer = sentryward.verify(ptx, input=config, timeout_seconds=seconds)
+    found = answer.get("diagnostics") or [{}]
+    return Verdict(answer["result"], str(found[0].get("code", "")))
+
+
+def equal(question: Question, reference: str, binding: dict[str, Any], folder: Path) -> Verdict:
+    """Whether the launch also computes, in real numbers, what the Python text `reference` does."""
+    import sentryward
+
+    paths = [
+        folder / name for name in ("question.ptx", "input.json", "reference.py", "binding.json")
+    ]
+    texts = question.ptx, json.dumps(question.config), reference, json.dumps(binding)
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    answer = sentryward.verify(
+        paths[0],
+        input=paths[1],
+        reference=paths[2],
+        reference_binding=paths[3],
+        timeout_seconds=EQUAL_SECONDS,
+    )
     found = answer.get("diagnostics") or [{}]
     return Verdict(answer["result"], str(found[0].get("code", "")))
