@@ -49,19 +49,34 @@ class Case:
         return flat
 
 
+def families() -> tuple[str, ...]:
+    """The models whose shapes some bench sample has, and "stream" for the large plain ones."""
+    samples = (sample for spec in REGISTRY.values() for sample in spec.samples)
+    return tuple(sorted({name for sample in samples for name in sample.families}))
+
+
 def select(
-    ops: Sequence[str] = (), dtypes: Sequence[str] = (), first_only: bool = False
+    ops: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    first_only: bool = False,
+    of_families: Sequence[str] = (),
 ) -> Iterator[Case]:
     """The cases of these ops (default: all) and dtypes (default: all), in order of name.
 
-    first_only: one sample an op. Raises ValueError for an unknown op.
+    first_only: one sample an op. of_families: only samples of one of these (default: all). Raises
+    ValueError for an unknown op.
     """
     for name in ops:
         if name not in REGISTRY:
             raise ValueError(f"--op is {name!r}; needs one of {', '.join(sorted(REGISTRY))}")
     for name in sorted(ops or REGISTRY):
         spec = REGISTRY[name]
-        samples = [sample for sample in spec.samples if sample.kind == "bench"]
+        samples = [
+            sample
+            for sample in spec.samples
+            if sample.kind == "bench"
+            and (not of_families or set(of_families) & set(sample.families))
+        ]
         for sample in samples[: 1 if first_only else None]:
             for dtype in dtypes or DTYPES:
                 yield Case(spec, sample, DTYPES[dtype])

@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
         help="cpu, torch, auto, torch.compile, ... (default: all that an op claims, and torch)",
     )
     ops.add_argument(
+        "--family",
+        type=_words,
+        default=(),
+        help="shapes of flash-vl, internvl, qwen2-vl, llava-onevision, ... (default: all)",
+    )
+    ops.add_argument(
         "--dtype", type=_words, default=(), help="bf16, fp16, fp32, by commas (default: bf16,fp32)"
     )
     ops.add_argument("--warm", action="store_true", help="the same arguments in every call")
@@ -111,7 +117,7 @@ def _one_of(
 
 def _ops(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from flashvl_bench import ops
-    from flashvl_bench.cases import COMPILED
+    from flashvl_bench.cases import COMPILED, families
     from flashvl_bench.ceilings import DTYPES
     from flashvl_bench.timing import Budget
     from flashvl_kernels import backends
@@ -120,13 +126,14 @@ def _ops(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     _one_of(parser, "op", options.op, tuple(sorted(REGISTRY)))
     _one_of(parser, "backend", options.backend, ("auto", *backends.NAMES, COMPILED))
     _one_of(parser, "dtype", options.dtype, tuple(DTYPES))
+    _one_of(parser, "family", options.family, families())
     budget = Budget(options.seconds or (0.2 if options.quick else 1.0), 3 if options.quick else 5)
     # PyTorch's fp16 GEMM is a hundred times slower than fp32 on CPUs without fp16 instructions.
     dtypes = options.dtype or ("bf16", "fp32")
     settings = ops.Settings(
         options.op, options.backend, dtypes, options.quick, options.warm, budget
     )
-    return ops.run(settings, options.json)
+    return ops.run(settings, options.json, options.family)
 
 
 def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -149,15 +149,18 @@ def _figures(cost: Cost, own: Times, plain: Times, top: Ceilings, dtype: str) ->
     }
 
 
-def measure(settings: Settings, top: Ceilings, cache_bytes: int) -> Iterator[Row]:
-    """The rows of all cases, each as soon as it is measured."""
-    for case in select(settings.ops, settings.dtypes, settings.quick):
+def measure(
+    settings: Settings, top: Ceilings, cache_bytes: int, of_families: Sequence[str] = ()
+) -> Iterator[Row]:
+    """The rows of all cases (of these families), each as soon as it is measured."""
+    for case in select(settings.ops, settings.dtypes, settings.quick, of_families):
         asked = asked_backends(case.spec, settings.backends)
         yield from measure_case(case, asked, top, settings, cache_bytes)
 
 
-def run(settings: Settings, json_file: str | None = None) -> int:
-    """Measure, print, and write the result file. Exit status 1 if a kernel was wrong or raised."""
+def run(settings: Settings, json_file: str | None = None, of_families: Sequence[str] = ()) -> int:
+    """Measure, print, and write the result file, whose rows name their families. Exit status 1 if
+    a kernel was wrong or raised."""
     kept = machine.keep_freed_memory()
     here = machine.facts()
     print(f"machine   {here.line()}")
@@ -166,7 +169,7 @@ def run(settings: Settings, json_file: str | None = None) -> int:
     print(f"method    {method(settings, kept)}\n", flush=True)
     table = report.Table(report.OPS)
     rows: list[Row] = []
-    for row in measure(settings, top, here.cache_bytes):
+    for row in measure(settings, top, here.cache_bytes, of_families):
         rows.append(row)
         print(table.row(report.cells(row)), flush=True)
     end = ceilings.measure(here.cache_bytes, settings.quick)

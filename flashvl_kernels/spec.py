@@ -117,7 +117,7 @@ class Sample:
     """One named call of an op. `error` (a regular expression) makes it a hostile one.
 
     kind: typical, edge, strided, zero (zero-size), far (offsets past 2^31), hostile, or bench
-    (full-size shapes; `family` names the model they come from).
+    (full-size shapes). family: of a bench sample, the models whose shapes it has, by commas.
     """
 
     name: str
@@ -131,6 +131,11 @@ class Sample:
             raise ValueError(f"Sample {self.name!r}: kind is {self.kind!r}; needs one of {KINDS}")
         if (self.kind == "hostile") != (self.error is not None):
             raise ValueError(f"Sample {self.name!r}: a hostile sample states its error, no other")
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The names in `family`."""
+        return tuple(name.strip() for name in self.family.split(",") if name.strip())
 
     def build(self, dtype: torch.dtype, device: str = "cpu") -> Call:
         """The call, the same for every build of one name and dtype."""

@@ -1,7 +1,8 @@
 """What every CUDA kernel takes of a GPU, as ptxas reports it, and what its machine code shows.
 
 `python -m flashvl_kernels.cuda.resources [op ...]` writes tests/aot/budget.json anew, which a test
-compares; it needs nvcc, nvdisasm and a checkout of the repository, and no GPU.
+compares; it needs nvcc, nvdisasm and a checkout of the repository, and no GPU. `--launches` writes
+only what full-size calls launch, from the registers that are in it, and compiles nothing.
 """
 
 from __future__ import annotations
@@ -158,8 +159,12 @@ def _on_one_line(found: re.Match[str]) -> str:
 def main() -> int:
     """Write the budget of the ops named on the command line, or of all."""
     budget = json.loads(BUDGET.read_text()) if BUDGET.is_file() else {}
-    budget["nvcc"] = nvcc.release()
-    for op in sys.argv[1:] or compiled_ops():
+    named = sys.argv[1:] or compiled_ops()
+    if named == ["--launches"]:
+        named = []
+    else:
+        budget["nvcc"] = nvcc.release()
+    for op in named:
         budget[op] = {f"sm_{number}": measure(op, number) for number in ARCHITECTURES}
         BUDGET.write_text(dump(budget))
     for op in ops():

@@ -156,14 +156,19 @@ def _not_finite_x(m: Maker, format: str, layout: str) -> Call:
     return call(x, m.normal(140, scale=0.05, mean=1.0), pack(w, format, layout=layout))
 
 
-def _vocabulary(m: Maker, rows: int, format: str = "bf16") -> Call:
-    """151936 words of 1536 channels: 2374 random ones 64 times over, for they are slow to draw."""
-    words = m.normal(2374, 1536, scale=0.02).repeat(64, 1)
-    return call(m.normal(rows, 1536), m.normal(1536), pack(words, format))
+def _vocabulary(
+    m: Maker, rows: int, format: str = "bf16", count: int = 151936, channels: int = 1536
+) -> Call:
+    """A model's whole vocabulary: a 64th of it is random, and repeated, for it is slow to draw."""
+    words = m.normal(-(-count // 64), channels, scale=0.02).repeat(64, 1)[:count]
+    return call(m.normal(rows, channels), m.normal(channels), pack(words, format))
 
 
 def _hostile(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
     return Sample(name, make, "hostile", error=error)
+
+
+_QWEN2 = "flash-vl, qwen2-vl"  # both decode with Qwen2-1.5B
 
 
 SAMPLES = (
@@ -252,10 +257,22 @@ SAMPLES = (
         "k is 1; needs 1 to 0",
         lambda m: call(m.normal(2, 8), m.normal(8), m.normal(0, 8)),
     ),
-    Sample("one row, 2B", lambda m: _vocabulary(m, 1), "bench", family="flash-vl"),
-    Sample("8 rows, 2B", lambda m: _vocabulary(m, 8), "bench", family="flash-vl"),
-    Sample("one row, 2B, int8", lambda m: _vocabulary(m, 1, "int8"), "bench", family="flash-vl"),
-    Sample("one row, 2B, int4", lambda m: _vocabulary(m, 1, "int4"), "bench", family="flash-vl"),
+    Sample("one row, 2B", lambda m: _vocabulary(m, 1), "bench", family=_QWEN2),
+    Sample("8 rows, 2B", lambda m: _vocabulary(m, 8), "bench", family=_QWEN2),
+    Sample("one row, 2B, int8", lambda m: _vocabulary(m, 1, "int8"), "bench", family=_QWEN2),
+    Sample("one row, 2B, int4", lambda m: _vocabulary(m, 1, "int4"), "bench", family=_QWEN2),
+    Sample(
+        "one row, InternLM2.5-1.8B",
+        lambda m: _vocabulary(m, 1, "bf16", 92553, 2048),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "one row, Qwen2-0.5B",
+        lambda m: _vocabulary(m, 1, "bf16", 151936, 896),
+        "bench",
+        family="llava-onevision",
+    ),
 )
 
 

@@ -213,13 +213,25 @@ SAMPLES = (
         "Qwen2 prefill of 300",
         lambda m: _call(m, 300, (12, 2, 128), [300]),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample(
         "Qwen2 chunk of 256 at 2048",
         lambda m: _call(m, 256, (12, 2, 128), [2048]),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
+    ),
+    Sample(
+        "InternLM2.5-1.8B prefill of 300",
+        lambda m: _call(m, 300, (16, 8, 128), [300]),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "Qwen2-0.5B prefill of 800",
+        lambda m: _call(m, 800, (14, 2, 64), [800]),
+        "bench",
+        family="llava-onevision",
     ),
 )
 

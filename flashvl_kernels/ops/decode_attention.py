@@ -208,13 +208,25 @@ SAMPLES = (
         "Qwen2 at 300",
         lambda m: _call(m, (12, 2, 128), [300]),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample(
         "Qwen2 at 4096, batch of 8",
         lambda m: _call(m, (12, 2, 128), [4096] * 8),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
+    ),
+    Sample(
+        "InternLM2.5-1.8B at 2048",
+        lambda m: _call(m, (16, 8, 128), [2048]),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "Qwen2-0.5B at 4096",
+        lambda m: _call(m, (14, 2, 64), [4096]),
+        "bench",
+        family="llava-onevision",
     ),
 )
 

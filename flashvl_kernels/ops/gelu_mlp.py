@@ -257,6 +257,18 @@ SAMPLES = (
     Sample(
         "SigLIP2 tile", lambda m: _mlp(m, m.normal(1024, 1152), 4304), "bench", family="flash-vl"
     ),
+    Sample(
+        "InternViT-300M tile",
+        lambda m: _mlp(m, m.normal(1025, 1024), 4096, "none"),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "SigLIP so400m/14-384 tile",
+        lambda m: _mlp(m, m.normal(729, 1152), 4304),
+        "bench",
+        family="llava-onevision",
+    ),
 )
 
 SPEC = OpSpec(

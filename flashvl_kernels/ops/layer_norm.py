@@ -170,6 +170,28 @@ SAMPLES = (
         "bench",
         family="stream",
     ),
+    Sample(
+        "InternViT-300M tile",
+        lambda m: call(m.normal(1025, 1024), m.normal(1024), m.normal(1024), 1e-6),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "Qwen2-VL ViT, 32x32 patches",
+        lambda m: call(
+            m.normal(1024, 1280), m.normal(1280), m.normal(1280), 1e-6, m.normal(1024, 1280)
+        ),
+        "bench",
+        family="qwen2-vl",
+    ),
+    Sample(
+        "SigLIP so400m/14-384 tile",
+        lambda m: call(
+            m.normal(729, 1152), m.normal(1152), m.normal(1152), 1e-6, m.normal(729, 1152)
+        ),
+        "bench",
+        family="llava-onevision",
+    ),
 )
 
 SPEC = OpSpec(

@@ -132,13 +132,13 @@ def _not_finite(m: Maker) -> Tensor:
 
 
 def _bench(
-    name: str, rows: int, n: int, k: int, make: Callable[[Maker, int, int], Tensor | PackedWeight]
+    name: str, rows: int, n: int, k: int, format: str = "bf16", family: str = "flash-vl"
 ) -> Sample:
     return Sample(
         name,
-        lambda m: call(m.normal(rows, k), make(m, n, k)),
+        lambda m: call(m.normal(rows, k), _weight(m, n, k, format)),
         "bench",
-        family="flash-vl",
+        family=family,
     )
 
 
@@ -365,25 +365,22 @@ SAMPLES = (
         r"norm: weight has shape \[7\]; needs \[8\]",
         lambda m: call(m.normal(2, 8), m.normal(4, 8), norm=Norm(m.normal(7))),
     ),
-    _bench("decoder qkv, one row", 1, 2048, 1536, _weight),
-    _bench("decoder gate and up, one row", 1, 17920, 1536, _weight),
+    _bench("decoder qkv, one row", 1, 2048, 1536, family="flash-vl, qwen2-vl"),
+    _bench("decoder gate and up, one row", 1, 17920, 1536, family="flash-vl, qwen2-vl"),
     _bench(
-        "decoder gate and up, one row, int8",
-        1,
-        17920,
-        1536,
-        lambda m, n, k: _weight(m, n, k, "int8"),
+        "decoder gate and up, one row, int8", 1, 17920, 1536, "int8", family="flash-vl, qwen2-vl"
     ),
     _bench(
-        "decoder gate and up, one row, int4",
-        1,
-        17920,
-        1536,
-        lambda m, n, k: _weight(m, n, k, "int4"),
+        "decoder gate and up, one row, int4", 1, 17920, 1536, "int4", family="flash-vl, qwen2-vl"
     ),
-    _bench("decoder output, prefill", 300, 1536, 1536, _weight),
-    _bench("SigLIP2 fc1", 1024, 4304, 1152, _weight),
-    _bench("adapter, first layer", 256, 7168, 4608, _weight),
+    _bench("decoder output, prefill", 300, 1536, 1536, family="flash-vl, qwen2-vl"),
+    _bench("SigLIP2 fc1", 1024, 4304, 1152),
+    _bench("adapter, first layer", 256, 7168, 4608),
+    _bench("InternViT-300M qkv", 1025, 3072, 1024, family="internvl"),
+    _bench("InternVL2.5-2B projector, first layer", 256, 2048, 4096, family="internvl"),
+    _bench("Qwen2-VL ViT qkv, 32x32 patches", 1024, 3840, 1280, family="qwen2-vl"),
+    _bench("Qwen2-VL-2B merger, last layer", 256, 1536, 5120, family="qwen2-vl"),
+    _bench("SigLIP tile to Qwen2-0.5B", 729, 896, 1152, family="llava-onevision"),
 )
 
 

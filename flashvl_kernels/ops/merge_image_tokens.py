@@ -226,7 +226,7 @@ SAMPLES = (
         "Static, 256 image tokens",
         lambda m: call(*_bench(m, 300, 256, 1536)),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample(
         "Dynamic-ISS, 576 image tokens",
@@ -245,6 +245,12 @@ SAMPLES = (
         lambda m: call(*_bench(m, 3400, 13 * 256, 2048)),
         "bench",
         family="internvl",
+    ),
+    Sample(
+        "2x2 tiles and the whole image, Qwen2-0.5B",
+        lambda m: call(*_bench(m, 3700, 5 * 729, 896)),
+        "bench",
+        family="llava-onevision",
     ),
 )
 

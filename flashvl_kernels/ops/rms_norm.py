@@ -112,13 +112,31 @@ SAMPLES = (
         "decoder prefill",
         lambda m: call(m.normal(300, 1536), m.normal(1536), 1e-6, m.normal(300, 1536)),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample(
         "64 MiB",
         lambda m: call(m.normal(2**25 // 1536, 1536), m.normal(1536)),
         "bench",
         family="stream",
+    ),
+    Sample(
+        "InternViT-6B tile",
+        lambda m: call(m.normal(1025, 3200), m.normal(3200)),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "InternLM2.5-1.8B prefill of 300",
+        lambda m: call(m.normal(300, 2048), m.normal(2048), 1e-5, m.normal(300, 2048)),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "Qwen2-0.5B prefill of 800",
+        lambda m: call(m.normal(800, 896), m.normal(896), 1e-6, m.normal(800, 896)),
+        "bench",
+        family="llava-onevision",
     ),
 )
 

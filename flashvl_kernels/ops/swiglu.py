@@ -81,7 +81,7 @@ SAMPLES = (
         "decoder prefill",
         lambda m: call(m.normal(300, 2 * 8960)),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample(
         "64 MiB",
@@ -90,6 +90,18 @@ SAMPLES = (
         family="stream",
     ),
     Sample("AIMv2 tile", lambda m: call(m.normal(1024, 2 * 4096)), "bench", family="flash-vl"),
+    Sample(
+        "InternLM2.5-1.8B prefill of 300",
+        lambda m: call(m.normal(300, 2 * 8192)),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "Qwen2-0.5B prefill of 800",
+        lambda m: call(m.normal(800, 2 * 4864)),
+        "bench",
+        family="llava-onevision",
+    ),
 )
 
 SPEC = OpSpec(

@@ -231,21 +231,43 @@ SAMPLES = (
             m.normal(2, 8), m.normal(8), m.normal(12, 8), m.normal(8, 6, dtype=torch.float64)
         ),
     ),
-    Sample("one row, 2B", lambda m: _mlp(m, m.normal(1, 1536), 8960), "bench", family="flash-vl"),
-    Sample("prefill, 2B", lambda m: _mlp(m, m.normal(300, 1536), 8960), "bench", family="flash-vl"),
+    Sample(
+        "one row, 2B",
+        lambda m: _mlp(m, m.normal(1, 1536), 8960),
+        "bench",
+        family="flash-vl, qwen2-vl",
+    ),
+    Sample(
+        "prefill, 2B",
+        lambda m: _mlp(m, m.normal(300, 1536), 8960),
+        "bench",
+        family="flash-vl, qwen2-vl",
+    ),
     Sample(
         "one row, 2B, int8",
         lambda m: _mlp(m, m.normal(1, 1536), 8960, "int8", "int8"),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample(
         "one row, 2B, int4",
         lambda m: _mlp(m, m.normal(1, 1536), 8960, "int4", "int4"),
         "bench",
-        family="flash-vl",
+        family="flash-vl, qwen2-vl",
     ),
     Sample("AIMv2 tile", lambda m: _mlp(m, m.normal(1024, 1536), 4096), "bench", family="flash-vl"),
+    Sample(
+        "one row, InternLM2.5-1.8B",
+        lambda m: _mlp(m, m.normal(1, 2048), 8192),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "one row, Qwen2-0.5B",
+        lambda m: _mlp(m, m.normal(1, 896), 4864),
+        "bench",
+        family="llava-onevision",
+    ),
 )
 
 SPEC = OpSpec(

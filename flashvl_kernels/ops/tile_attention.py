@@ -258,6 +258,24 @@ SAMPLES = (
         "bench",
         family="lfm2-vl",
     ),
+    Sample(
+        "InternViT-300M tile",
+        lambda m: call(*_qkv(m, 1, 1025, 16, 64)),
+        "bench",
+        family="internvl",
+    ),
+    Sample(
+        "Qwen2-VL ViT, images of 32x32 and 16x24 patches",
+        lambda m: call(*_qkv(m, 1408, 16, 80), lengths=torch.tensor([1024, 384])),
+        "bench",
+        family="qwen2-vl",
+    ),
+    Sample(
+        "SigLIP so400m/14-384, 2 tiles",
+        lambda m: call(*_qkv(m, 2, 729, 16, 72)),
+        "bench",
+        family="llava-onevision",
+    ),
 )
 
 SPEC = OpSpec(

@@ -369,6 +369,12 @@ _BENCH = (
         family="llava-onevision",
     ),
     Sample(
+        "8 video frames of Qwen2-0.5B's width, bilinear 27 to 14",
+        lambda m: call(m.normal(8, 729, 896), Compression("bilinear", out=(14, 14))),
+        "bench",
+        family="llava-onevision",
+    ),
+    Sample(
         "64 MiB",
         lambda m: call(m.normal(28, 1024, 1152), _SHUFFLE, _layer_norm(m, 4608)),
         "bench",

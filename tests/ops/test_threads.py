@@ -49,7 +49,7 @@ def calls(spec: OpSpec, *kinds: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 def large_call(spec: OpSpec) -> tuple[Any, ...]:
     """The benchmark call with the fewest FLOPs: full-size, so its work is split over threads."""
-    flats = [flat for _, flat in calls(spec, "bench")]
+    flats = (flat for _, flat in calls(spec, "bench"))  # not all of them in memory at once
     flat = min(flats, key=lambda flat: spec.cost(*flat).flops, default=())
     if not flat or spec.cost(*flat).flops > LARGEST:
         pytest.skip(f"{spec.name} has no full-size call that is quick enough")
