@@ -8,6 +8,7 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
     machine.py   facts of the machine that go into each result file
     cases.py     the op cases, which backend runs them, and whether the result is right
     ops.py       `flashvl-bench ops`; test_ops.py: the same cases in pytest-benchmark
+    gpu/         the same on a GPU: device times, its ceilings and clocks, other libraries' kernels
     host.py      `flashvl-bench host`: what GPU ops cost on the host, without a GPU
     model.py     `flashvl-bench model`; parts.py: what it times; work.py: bytes and FLOPs of that;
                  rows.py: its rows; memory.py, loading.py: peak memory at work and while loading

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flashvl_bench.ceilings import DTYPES, NAMES
+from flashvl_bench.gpu import peers
 from flashvl_bench.timing import Contender, Flat
 from flashvl_kernels import backends, numerics
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
@@ -23,11 +24,15 @@ COMPILED = "torch.compile"
 
 @dataclass(frozen=True)
 class Case:
-    """One sample of one op in one dtype: what all backends and the plain expression are given."""
+    """One sample of one op in one dtype: what all backends and the plain expression are given.
+
+    device: where its calls are measured; it is judged on the CPU.
+    """
 
     spec: OpSpec
     sample: Sample
     dtype: torch.dtype
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -39,7 +44,7 @@ class Case:
         return self.spec.name, self.sample.name, NAMES[self.dtype]
 
     def flat(self) -> Flat:
-        """The schema arguments."""
+        """The schema arguments, on the CPU."""
         built = self.sample.build(self.dtype)
         spec, flat = capture(self.spec.function, *built.args, **built.kwargs)
         if spec is not self.spec:
@@ -55,11 +60,24 @@ def families() -> tuple[str, ...]:
     return tuple(sorted({name for sample in samples for name in sample.families}))
 
 
+def placed(flat: Flat, device: str) -> Flat:
+    """The same arguments on `device`, strides kept."""
+    if device == "cpu":
+        return flat
+    return tuple(
+        torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=device).copy_(a)
+        if isinstance(a, Tensor)
+        else a
+        for a in flat
+    )
+
+
 def select(
     ops: Sequence[str] = (),
     dtypes: Sequence[str] = (),
     first_only: bool = False,
     of_families: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Iterator[Case]:
     """The cases of these ops (default: all) and dtypes (default: all), in order of name.
 
@@ -79,13 +97,13 @@ def select(
         ]
         for sample in samples[: 1 if first_only else None]:
             for dtype in dtypes or DTYPES:
-                yield Case(spec, sample, DTYPES[dtype])
+                yield Case(spec, sample, DTYPES[dtype], device)
 
 
-def asked_backends(spec: OpSpec, asked: Sequence[str] = ()) -> tuple[str, ...]:
+def asked_backends(spec: OpSpec, asked: Sequence[str] = (), device: str = "cpu") -> tuple[str, ...]:
     """The backends to measure: those asked for, or all for this device that the op claims, and
     torch."""
-    claimed = (name for name in backends.candidates("cpu") if name in spec.kernels)
+    claimed = (name for name in backends.candidates(device) if name in spec.kernels)
     return tuple(asked) or (*claimed, "torch")
 
 
@@ -96,6 +114,8 @@ def refusal(spec: OpSpec, asked: str, flat: Flat) -> str | None:
     """
     if asked == COMPILED:
         return None
+    if asked in peers.NAMES:
+        return peers.refusal(asked, spec, flat)
     try:
         with backends.backend(asked):
             chosen = backends.choose(spec, flat).backend
@@ -112,13 +132,18 @@ def kernel_name(spec: OpSpec, asked: str, flat: Flat) -> tuple[str, str]:
     """The backend and the kernel that run this call when `asked` is asked for."""
     if asked == COMPILED:
         return COMPILED, "inductor"
+    if asked in peers.NAMES:
+        return asked, peers.MODULES[asked]
     with backends.backend(asked):
         kernel = backends.choose(spec, flat)
     return kernel.backend, kernel.name
 
 
-def runner(spec: OpSpec, asked: str) -> Contender:
-    """What is timed when `asked` is asked for. COMPILED compiles on its first call."""
+def runner(spec: OpSpec, asked: str, flat: Flat = ()) -> Contender:
+    """What is timed when `asked` is asked for, with arguments like `flat`. COMPILED compiles on its
+    first call, and a peer makes its plan."""
+    if asked in peers.NAMES:
+        return Contender(asked, peers.Peer(asked, spec, flat))
     if asked == COMPILED:
         return Contender(asked, torch.compile(spec.reference, dynamic=False))
     return Contender(asked, spec.op, partial(backends.backend, asked))
@@ -133,7 +158,8 @@ class Judge:
         self._truth = numerics.oracle(spec, flat)
 
     def wrong(self, got: Sequence[Tensor]) -> str | None:
-        """What is wrong with `got`; None when it is right."""
+        """What is wrong with `got`, wherever it lies; None when it is right."""
+        got = [tensor.cpu() for tensor in got]
         if len(got) != len(self._truth):
             return f"{len(got)} outputs; needs {len(self._truth)}"
         for i, (mine, plain, truth) in enumerate(zip(got, self._plain, self._truth, strict=True)):

@@ -34,7 +34,11 @@ def _parser() -> argparse.ArgumentParser:
         "--backend",
         type=_words,
         default=(),
-        help="cpu, torch, auto, torch.compile, ... (default: all that an op claims, and torch)",
+        help="cpu, cuda, triton, torch, auto, torch.compile; on a GPU also liger, flash-attn, "
+        "flashinfer (default: all that an op claims on the device, and torch)",
+    )
+    ops.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where to measure (default: cpu)"
     )
     ops.add_argument(
         "--family",
@@ -119,21 +123,32 @@ def _ops(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from flashvl_bench import ops
     from flashvl_bench.cases import COMPILED, families
     from flashvl_bench.ceilings import DTYPES
+    from flashvl_bench.gpu import peers, target
     from flashvl_bench.timing import Budget
     from flashvl_kernels import backends
     from flashvl_kernels.spec import REGISTRY
 
     _one_of(parser, "op", options.op, tuple(sorted(REGISTRY)))
-    _one_of(parser, "backend", options.backend, ("auto", *backends.NAMES, COMPILED))
+    _one_of(parser, "backend", options.backend, ("auto", *backends.NAMES, COMPILED, *peers.NAMES))
     _one_of(parser, "dtype", options.dtype, tuple(DTYPES))
     _one_of(parser, "family", options.family, families())
+    reason = target.missing() if options.device == "cuda" else None
+    if reason is not None:
+        parser.error(f"--device is 'cuda', but {reason}")
     budget = Budget(options.seconds or (0.2 if options.quick else 1.0), 3 if options.quick else 5)
     # PyTorch's fp16 GEMM is a hundred times slower than fp32 on CPUs without fp16 instructions.
     dtypes = options.dtype or ("bf16", "fp32")
     settings = ops.Settings(
-        options.op, options.backend, dtypes, options.quick, options.warm, budget
+        options.op,
+        options.backend,
+        dtypes,
+        options.quick,
+        options.warm,
+        budget,
+        options.device,
+        options.family,
     )
-    return ops.run(settings, options.json, options.family)
+    return ops.run(settings, options.json)
 
 
 def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -28,7 +28,8 @@ RESAMPLES = 1000
 FEWEST_ROUNDS = 3
 
 SAME_MACHINE = ("cpu", "cores", "threads", "cache_bytes", "cpu_level", "torch")
-SAME_SETTINGS = ("quick", "warm", "budget", "allocator_keeps_memory")
+SAME_SETTINGS = ("quick", "warm", "budget", "allocator_keeps_memory", "device")
+SAME_GPU = ("name", "arch", "runtime", "driver")
 
 Key = tuple[str, str, str, str]  # op, sample, dtype, backend asked for
 
@@ -84,6 +85,10 @@ def _comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
                     f"{part} differs in {name}: {a!r} before, {b!r} after. Measure both on one "
                     f"machine, in one way"
                 )
+    for name in SAME_GPU:
+        a, b = ((document["machine"]["gpu"] or {}).get(name) for document in (before, after))
+        if a != b:
+            raise CompareError(f"the GPU differs in {name}: {a!r} before, {b!r} after")
 
 
 def _key(row: dict[str, Any]) -> Key:
@@ -101,6 +106,10 @@ def _change(
         return Change(key, "broken" if had else "unmeasured", reason=reason)
     if not had:
         return Change(key, "repaired", reason=f"{before['status']}: {before['reason']}")
+    for name in ("launch", "plain_launch"):
+        if before[name] != after[name]:
+            reason = f"{name} is {before[name]} before, {after[name]} after"
+            return Change(key, "unmeasured", reason=reason)
     shares = [_shares(row) for row in (before, after)]
     if min(map(len, shares)) < FEWEST_ROUNDS:
         return Change(key, "too few rounds", reason=f"needs {FEWEST_ROUNDS} in both runs")

@@ -9,11 +9,15 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import flashvl_kernels
 from flashvl_kernels import extension
+
+if TYPE_CHECKING:
+    from flashvl_bench.gpu.target import Gpu
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 ASSUMED_CACHE = 32 << 20  # where the system does not tell: most desktop parts have less
@@ -23,7 +27,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc, malloc.h
 
 @dataclass(frozen=True)
 class Machine:
-    """What the measurements ran on. `cores` are those this process may use."""
+    """What the measurements ran on. `cores` are those this process may use; `gpu` is there where
+    the measurements ran on one."""
 
     cpu: str
     cores: int
@@ -37,6 +42,7 @@ class Machine:
     cpu_level: str
     extension: str
     date: str
+    gpu: Gpu | None = None
 
     def line(self) -> str:
         """The facts on one line."""

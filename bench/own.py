@@ -8,7 +8,8 @@
 
 `reference` is the plain expression it replaces: it takes turns with the function as a second
 contender, and in float64 it is the oracle. The rule is that of `flashvl_kernels.numerics`. Without
-a reference nothing can be said of the result, and the row says so.
+a reference nothing can be said of the result, and the row says so. Tensors on a GPU are measured
+there, with events and graphs (gpu/timing.py), and the reference runs in float64 there too.
 
 A file for `flashvl-bench gate --cases FILE` defines `cases()`, which yields `OwnCase`s.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -26,8 +27,17 @@ from torch import Tensor
 
 from flashvl_bench import ceilings, machine
 from flashvl_bench.ceilings import NAMES, Ceilings
-from flashvl_bench.timing import Budget, Clock, Contender, Rotation, Times, interleave
-from flashvl_kernels import numerics
+from flashvl_bench.gpu.target import GpuTarget
+from flashvl_bench.timing import (
+    Budget,
+    Clock,
+    Contender,
+    Timer,
+    Times,
+    WallClock,
+    interleave,
+)
+from flashvl_kernels import backends, numerics
 from flashvl_kernels.spec import Cost
 
 UNJUDGED = "not judged: no reference"
@@ -83,6 +93,7 @@ class OwnRow:
     """One measured function. status: "ok", "wrong" or "fails"; only "ok" has times.
 
     fraction: the least time the ceilings allow for `cost` over the median; bound: what sets it.
+    launch, reference_launch: on a GPU, "graph" or "eager".
     """
 
     name: str
@@ -94,6 +105,8 @@ class OwnRow:
     cost: Cost | None = None
     fraction: float | None = None
     bound: str = ""
+    launch: str = ""
+    reference_launch: str = ""
 
     @property
     def median(self) -> float | None:
@@ -101,7 +114,7 @@ class OwnRow:
         return Times(self.seconds).median if self.seconds else None
 
     def __str__(self) -> str:
-        from flashvl_bench.report import duration
+        from flashvl_bench.report import duration, launch
 
         if self.median is None:
             return f"{self.name} {self.dtype}: {self.status.upper()}: {self.reason}"
@@ -113,12 +126,20 @@ class OwnRow:
             parts.append(f"{self.fraction:.0%} of the {self.bound} ceiling")
         if self.reference_seconds:
             parts.append(f"{Times(self.reference_seconds).median / own.median:.2f}x the reference")
+        if self.launch:
+            parts.append(launch(self.launch, self.reference_launch or self.launch))
         return f"{self.name} {self.dtype}: {', '.join([*parts, *filter(None, [self.reason])])}"
 
 
 @cache
 def _ceilings(threads: int) -> Ceilings:
     return ceilings.measure(machine.last_level_cache(), quick=True)
+
+
+@cache
+def _gpu(index: int) -> tuple[GpuTarget, Ceilings]:
+    target = GpuTarget()
+    return target, target.ceilings(quick=True)
 
 
 def bench_op(
@@ -133,11 +154,15 @@ def bench_op(
     top: Ceilings | None = None,
     cache_bytes: int | None = None,
     clock: Clock = time.perf_counter,
+    timer: Timer | None = None,
 ) -> OwnRow:
     """Judge `fn(*args)` against `reference`, then time both in turns with a cold cache.
 
+    The tensors are all on the CPU, or all on the current GPU.
+
     top: ceilings to measure against; measured once a process otherwise (2 s), and only if there is
-    a cost. cache_bytes: of the last-level cache, as the system reports it otherwise.
+    a cost. cache_bytes: of the last-level cache, as the system reports it otherwise. timer: instead
+    of `clock` or the GPU's events.
     """
     named = name or getattr(fn, "__name__", repr(fn))
     case = OwnCase(named, fn, args, cost, reference)
@@ -145,16 +170,29 @@ def bench_op(
     if fault is not None:
         return OwnRow(case.name, case.dtype, *fault)
     machine.keep_freed_memory()
-    size = machine.last_level_cache() if cache_bytes is None else cache_bytes
+    if timer is None and backends.device_of(args) == "cuda":
+        on, found = _gpu(torch.cuda.current_device())
+        timer, top = on.timer, top or found
+    if timer is None:
+        size = machine.last_level_cache() if cache_bytes is None else cache_bytes
+        timer = WallClock(size, clock)
     contenders = [Contender("own", fn)]
     if reference is not None:
         contenders.append(Contender("reference", reference))
-    times = interleave(contenders, Rotation(args, size, warm), budget or Budget(), clock)
-    own = times["own"]
-    plain = times["reference"].seconds if reference is not None else ()
-    reason = "" if reference is not None else UNJUDGED
+    rotation = timer.rotation(args, warm)
+    times = interleave(contenders, rotation, budget or Budget(), timer=timer)
+    own, plain = times["own"], times.get("reference", Times(()))
+    row = OwnRow(
+        case.name,
+        case.dtype,
+        "ok",
+        "" if reference is not None else UNJUDGED,
+        own.seconds,
+        plain.seconds,
+        launch=own.launch,
+        reference_launch=plain.launch,
+    )
     if cost is None:
-        return OwnRow(case.name, case.dtype, "ok", reason, own.seconds, plain)
+        return row
     least, bound = (top or _ceilings(torch.get_num_threads())).least_time(cost, case.dtype)
-    share = least / own.median
-    return OwnRow(case.name, case.dtype, "ok", reason, own.seconds, plain, cost, share, bound)
+    return replace(row, cost=cost, fraction=least / own.median, bound=bound)

@@ -16,6 +16,11 @@ OPS: Columns = (
     ("n", 4), ("GB/s", 7), ("GFLOP/s", 8), ("ceiling", 14), ("plain", 9), ("speed-up", 8),
 )  # fmt: skip
 
+OPS_ON_GPU: Columns = (
+    *((name, 13 if name == "backend" else width) for name, width in OPS),
+    ("launch", 20),
+)
+
 MODEL: Columns = (
     ("part", 8), ("weights", 7), ("side", 14), ("median", 9), ("+- IQR", 9), ("n", 4),
     ("tok/s", 7), ("GB/s", 7), ("GFLOP/s", 8), ("ceiling", 12), ("ours is", 8),
@@ -62,7 +67,7 @@ def cells(row: Row) -> list[str]:
     if row.median is None or row.plain_median is None or row.fraction is None:
         words = {"wrong": "WRONG", "falls back": "falls back", "fails": "FAILS"}[row.status]
         return [*start, f"{words}: {row.reason}"]
-    return [
+    shown = [
         *start,
         duration(row.median),
         duration(row.iqr or 0.0),
@@ -73,6 +78,12 @@ def cells(row: Row) -> list[str]:
         duration(row.plain_median),
         f"{row.plain_median / row.median:.2f}x",
     ]
+    return [*shown, launch(row.launch, row.plain_launch)] if row.launch else shown
+
+
+def launch(own: str, plain: str) -> str:
+    """How a kernel was launched on a GPU, and the plain expression beside it where otherwise."""
+    return own if own == plain else f"{own} (plain: {plain})"
 
 
 def model_cells(row: ModelRow) -> list[list[str]]:

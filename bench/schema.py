@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 LARGEST_FILE = 64 << 20  # a full run is under 2 MiB
 
 
@@ -40,10 +40,18 @@ class Maybe:
     shape: Any
 
 
+_STATE = {
+    "sm_mhz": float | None, "memory_mhz": float | None, "celsius": float | None,
+    "watts": float | None, "throttled": [str], "unknown": str,
+}  # fmt: skip
+_GPU = {
+    "name": str, "arch": str, "multiprocessors": int, "cache_bytes": int, "memory_bytes": int,
+    "runtime": str, "driver": str, "before": Maybe(_STATE), "after": Maybe(_STATE),
+}  # fmt: skip
 _MACHINE = {
     "cpu": str, "cores": int, "threads": int, "cache_bytes": int, "memory_bytes": int,
     "system": str, "python": str, "torch": str, "flashvl": str, "cpu_level": str,
-    "extension": str, "date": str,
+    "extension": str, "date": str, "gpu": Maybe(_GPU),
 }  # fmt: skip
 _CEILINGS = {
     "read": float, "copy": float, "gemm": Free(float), "threads": int, "loops": Free(float),
@@ -60,6 +68,8 @@ STATUSES: dict[str, dict[str, tuple[str, ...]]] = {
         "loading": ("ok", "fails"),
     },
 }
+DEVICES = ("cpu", "cuda")
+LAUNCHES = ("graph", "eager")  # of a call on a GPU
 LARGEST_NUMBER = 1e24  # FLOPs, bytes and rates stay below; a larger one breaks arithmetic on floats
 LONGEST_TEXT = 20_000  # a compiler's error in a `reason` is the longest there is
 ADDS_UP = 0.05  # the rows of a profile and its wall time differ by less
@@ -70,7 +80,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "settings": {
             "ops": [str], "backends": [str], "dtypes": [str], "quick": bool, "warm": bool,
             "budget": {"seconds": float, "least": int, "most": int},
-            "allocator_keeps_memory": bool,
+            "allocator_keeps_memory": bool, "device": str, "families": [str],
         },
         "ceilings": _CEILINGS,
         "ceilings_end": _CEILINGS,
@@ -82,7 +92,7 @@ SHAPES: dict[str, dict[str, Any]] = {
                 "seconds": [float], "plain_seconds": [float],
                 "median": _TIME, "iqr": _TIME, "plain_median": _TIME,
                 "bytes_per_second": _TIME, "flops_per_second": _TIME, "fraction": _TIME,
-                "bound": str, "copies": int, "swept": bool,
+                "bound": str, "copies": int, "swept": bool, "launch": str, "plain_launch": str,
             }
         ],
     },
@@ -169,6 +179,8 @@ def validate(document: Any) -> None:
     if kind == "flashvl-bench/profile":
         _check_sum(document)
         return
+    if kind == "flashvl-bench/ops":
+        _check_device(document)
     known = STATUSES.get(kind, {"rows": ()})
     for name in known.keys() & document.keys():
         for i, row in enumerate(document[name]):
@@ -197,6 +209,24 @@ def _check_row(row: dict[str, Any], known: tuple[str, ...], place: str) -> None:
             told, median = row[name], statistics.median(row[times])
             if told is None or not math.isclose(told, median, rel_tol=1e-6):
                 raise SchemaError(f"{place}.{name} is {told!r:.60}; its times say {median}")
+
+
+def _check_device(document: dict[str, Any]) -> None:
+    """A time of a GPU is one that a GPU gave: the file names it, and says how it was launched."""
+    device, gpu = document["settings"]["device"], document["machine"]["gpu"]
+    if device not in DEVICES:
+        raise SchemaError(f"file.settings.device is {device!r:.60}; needs {', '.join(DEVICES)}")
+    if (device == "cuda") != (gpu is not None):
+        told = "is missing" if gpu is None else f"is {gpu['name']!r:.60}"
+        raise SchemaError(f"file.machine.gpu {told}, but file.settings.device is {device!r}")
+    for i, row in enumerate(document["rows"]):
+        for name in ("launch", "plain_launch"):
+            timed = device == "cuda" and row["status"] == "ok"
+            if row[name] not in (LAUNCHES if timed else ("",)):
+                raise SchemaError(
+                    f"file.rows[{i}].{name} is {row[name]!r:.60}, but the row is "
+                    f"{row['status']!r} on {device}"
+                )
 
 
 def _check_sum(document: dict[str, Any]) -> None:

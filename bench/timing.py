@@ -3,7 +3,8 @@
 The contenders take turns in every round, and the order rotates, so that whatever else the machine
 does meets all of them alike. Between two uses of the same memory at least twice the last-level
 cache is read, so that arguments come from memory as they do inside a model; the results a call
-allocates are its own affair. The clock is a parameter: tests give one that only kernels advance.
+allocates are its own affair. What takes the time is a `Timer`: `WallClock` here, whose clock is a
+parameter because tests give one that only kernels advance, and events on a GPU (gpu/timing.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,9 +56,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each call, in the order they were made."""
+    """Seconds of each call, in the order they were made. launch: "graph" or "eager" on a GPU."""
 
     seconds: tuple[float, ...]
+    launch: str = ""
 
     @property
     def median(self) -> float:
@@ -78,6 +80,11 @@ def _sweep(size: int) -> Tensor:
     return torch.zeros(size // 4)
 
 
+def size_of(flat: Flat) -> int:
+    """Bytes of the tensors among the arguments."""
+    return sum(a.numel() * a.element_size() for a in flat if isinstance(a, Tensor))
+
+
 class Rotation:
     """Hands out arguments whose memory the cache has forgotten; `warm` always gives the same.
 
@@ -87,8 +94,8 @@ class Rotation:
     """
 
     def __init__(self, flat: Flat, cache_bytes: int, warm: bool = False) -> None:
-        size = sum(a.numel() * a.element_size() for a in flat if isinstance(a, Tensor))
-        wanted = 1 if warm else -(-CACHES * cache_bytes // max(size, 1))
+        self.warm = warm
+        wanted = 1 if warm else max(-(-CACHES * cache_bytes // max(size_of(flat), 1)), 1)
         self._swept = None
         if wanted > MOST_COPIES:
             wanted = MOST_COPIES
@@ -124,20 +131,59 @@ def timed(contender: Contender, rotation: Rotation, clock: Clock = time.perf_cou
     return float(result) if contender.own_clock else seconds
 
 
+class Timer(Protocol):
+    """What takes the time of calls."""
+
+    def rotation(self, flat: Flat, warm: bool) -> Rotation:
+        """Arguments for its rounds."""
+        ...
+
+    def prepare(self, contenders: Sequence[Contender], rotation: Rotation) -> dict[str, str]:
+        """What is done once before the first round; how each contender is launched."""
+        ...
+
+    def round(self, contenders: Sequence[Contender], rotation: Rotation) -> list[list[float]]:
+        """Seconds of the calls of each contender, in turns in this order, as many of each."""
+        ...
+
+
+class WallClock:
+    """The time of one call on the host's clock."""
+
+    def __init__(self, cache_bytes: int = 0, clock: Clock = time.perf_counter) -> None:
+        self._cache_bytes = cache_bytes
+        self._clock = clock
+
+    def rotation(self, flat: Flat, warm: bool) -> Rotation:
+        return Rotation(flat, self._cache_bytes, warm)
+
+    def prepare(self, contenders: Sequence[Contender], rotation: Rotation) -> dict[str, str]:
+        return {}
+
+    def round(self, contenders: Sequence[Contender], rotation: Rotation) -> list[list[float]]:
+        return [[timed(contender, rotation, self._clock)] for contender in contenders]
+
+
 def interleave(
     contenders: Sequence[Contender],
     rotation: Rotation,
     budget: Budget,
     clock: Clock = time.perf_counter,
+    timer: Timer | None = None,
 ) -> dict[str, Times]:
     """Time every contender in turns; the same number of calls of each. There is no warm-up: the
-    caller has called each of them once already, to see that its result is right."""
+    caller has called each of them once already, to see that its result is right.
+
+    timer: a clock of the host's, `clock`, if none is given.
+    """
+    timer = timer or WallClock(clock=clock)
     found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         with torch.no_grad():
+            launches = timer.prepare(contenders, rotation)
             spent = 0.0
             for turn in range(budget.most):
                 longest = max((seconds[0] for seconds in found.values() if seconds), default=0.0)
@@ -145,10 +191,11 @@ def interleave(
                 if turn >= least and spent >= budget.seconds * len(contenders):
                     break
                 first = turn % len(contenders)
-                for contender in (*contenders[first:], *contenders[:first]):
-                    found[contender.name].append(timed(contender, rotation, clock))
-                    spent += found[contender.name][-1]
+                order = (*contenders[first:], *contenders[:first])
+                for contender, calls in zip(order, timer.round(order, rotation), strict=True):
+                    found[contender.name] += calls
+                    spent += sum(calls)
     finally:
         if collecting:
             gc.enable()
-    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+    return {name: Times(tuple(s), launches.get(name, "")) for name, s in found.items()}

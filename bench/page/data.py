@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from flashvl_bench import schema
+from flashvl_bench.gpu import peers
+from flashvl_bench.gpu.state import State, warnings
 
 DEVICE = ("cpu", "cores", "threads", "cache_bytes", "cpu_level")
 DTYPES = ("bf16", "fp16", "fp32")
 SHOWN = ("ops", "model", "profile")
+NOT_OURS = ("torch", "torch.compile", *peers.NAMES)
 Document = dict[str, Any]
 
 
@@ -31,6 +34,8 @@ class Device:
     @property
     def name(self) -> str:
         m = self.machine
+        if m["gpu"] is not None:
+            return f"{m['gpu']['name']} ({m['gpu']['arch']}, {m['gpu']['runtime']})"
         return f"{m['cpu']}, {m['threads']} threads, kernels at level {m['cpu_level']}"
 
     @property
@@ -46,7 +51,7 @@ def devices(paths: Sequence[str | Path]) -> list[Device]:
     for path in paths:
         document = schema.read(path)
         machine, settings = document["machine"], document["settings"]
-        device = tuple(machine[name] for name in DEVICE)
+        device = (*(machine[name] for name in DEVICE), (machine["gpu"] or {}).get("name"))
         kind = document["schema"].rpartition("/")[2]
         if kind not in SHOWN:
             raise ReportError(f"{path} is of `{kind}`; a report shows {', '.join(SHOWN)}")
@@ -66,12 +71,38 @@ def devices(paths: Sequence[str | Path]) -> list[Device]:
 
 
 def timed(document: Document, dtype: str | None = None) -> list[dict[str, Any]]:
-    """The rows of kernels of ours that have a time: all but the torch backend's."""
+    """The rows of kernels of ours that have a time: not PyTorch's, inductor's or a peer's."""
     return [
         row
         for row in document["rows"]
-        if row["status"] == "ok" and row["backend"] != "torch" and dtype in (None, row["dtype"])
+        if row["status"] == "ok"
+        and row["backend"] not in NOT_OURS
+        and dtype in (None, row["dtype"])
     ]
+
+
+def launches(document: Document) -> bool:
+    """The times are a GPU's, and each row says how its calls were launched."""
+    return any(row["launch"] for row in document["rows"])
+
+
+def gpu_facts(machine: dict[str, Any]) -> dict[str, Any]:
+    """The facts of the GPU and its state before and after, as rows of their own."""
+    if machine["gpu"] is None:
+        return {}
+    found = {}
+    for name, value in machine["gpu"].items():
+        if name in ("before", "after"):
+            value = None if value is None else State(**value).line()
+        found[f"GPU {name}"] = value
+    return found
+
+
+def gpu_doubts(device: Device) -> list[str]:
+    """What makes the times of a GPU doubtful: clocks that moved, reasons to throttle."""
+    machine = device.machine if device.ops is None else device.ops["machine"]
+    gpu = machine["gpu"]
+    return [] if gpu is None else warnings(gpu["before"], gpu["after"])
 
 
 def plain_fraction(row: dict[str, Any]) -> float:

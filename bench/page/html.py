@@ -24,7 +24,10 @@ from flashvl_bench.page.data import (
     devices,
     dtypes,
     figure,
+    gpu_doubts,
+    gpu_facts,
     ladders,
+    launches,
     middle,
     numerics,
     plain_fraction,
@@ -37,7 +40,7 @@ from flashvl_bench.page.speed import picture, speed_page
 from flashvl_bench.profile import flame as profile_flame
 from flashvl_bench.profile.record import ROOT
 from flashvl_bench.profile.rows import OUTSIDE, RECORDER
-from flashvl_bench.report import duration
+from flashvl_bench.report import duration, launch
 
 TITLE = "flashvl-kernels: how far each kernel is from the hardware's limit"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -116,18 +119,20 @@ def speed(document: Document, name: str) -> str:
     """The table of all cases; one without a time says why."""
     heads = (
         "op", "sample", "dtype", "backend", ">median", ">± IQR", ">GB/s", ">GFLOP/s",
-        ">of the ceiling", ">plain", ">speed-up",
+        ">of the ceiling", ">plain", ">speed-up", *(["launch"] if launches(document) else []),
     )  # fmt: skip
-    return table(name, heads, map(_speed_row, document["rows"]), "find an op, a sample, a dtype")
+    rows = (_speed_row(row, len(heads)) for row in document["rows"])
+    return table(name, heads, rows, "find an op, a sample, a dtype")
 
 
-def _speed_row(row: dict[str, Any]) -> list[Cell]:
+def _speed_row(row: dict[str, Any], columns: int) -> list[Cell]:
     start = [word(row[key]) for key in ("op", "sample", "dtype")]
     start.append(word(row["backend"] or row["asked"]))
     if row["status"] != "ok":
         reason = escape(f"{row['status']}: {row['reason']}")
-        return [*start, Cell(reason, "", "why", 7)]
+        return [*start, Cell(reason, "", "why", columns - len(start))]
     ratio = row["plain_median"] / row["median"]
+    launched = word(launch(row["launch"], row["plain_launch"]))
     return [
         *start,
         number(duration(row["median"]), row["median"]),
@@ -137,6 +142,7 @@ def _speed_row(row: dict[str, Any]) -> list[Cell]:
         share(row["fraction"], row["bound"]),
         number(duration(row["plain_median"]), row["plain_median"]),
         number(f"{ratio:.2f}x", ratio),
+        *([launched] if row["launch"] else []),
     ]
 
 
@@ -230,19 +236,21 @@ def machine_part(device: Device) -> str:
         name.replace("_bytes", "").replace("_", " "): (
             f"{value / 2**20:,.0f} MiB" if name.endswith("_bytes") else str(value)
         )
-        for name, value in device.machine.items()
+        for name, value in {**device.machine, **gpu_facts(device.machine)}.items()
+        if value is not None and name != "gpu"
     }
     facts = "".join(
         f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>"
         for name, value in shown_facts.items()
     )
+    doubts = "".join(f"<p class=why>Warning: {escape(text)}.</p>" for text in gpu_doubts(device))
     document = next((d for d in device.documents if d["ceilings"]), None)
     shown = ""
     if document is not None:
         shown = "".join(_ceiling_rows(document))
     head = "<thead><tr><th>ceiling</th><th class=n>before</th><th class=n>after</th></tr></thead>"
     return (
-        f'<div class="pair"><div class="wide"><table><tbody>{facts}</tbody></table></div>'
+        f'{doubts}<div class="pair"><div class="wide"><table><tbody>{facts}</tbody></table></div>'
         f'<div class="wide"><table>{head}<tbody>{shown}</tbody></table></div></div>'
     )
 

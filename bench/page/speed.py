@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashvl_bench.page import charts
-from flashvl_bench.page.data import Device, ReportError, dtypes, figure, quantity, timed
-from flashvl_bench.report import duration
+from flashvl_bench.page.data import (
+    Device,
+    ReportError,
+    dtypes,
+    figure,
+    gpu_doubts,
+    launches,
+    quantity,
+    timed,
+)
+from flashvl_bench.report import duration, launch
 
 GAP = 28  # px between two drawings
 
@@ -37,16 +46,18 @@ def speed_page(found: Sequence[Device]) -> str:
         if device.ops is None or not timed(device.ops):
             continue
         m, top = device.machine, device.ops["ceilings"]
+        on_gpu = launches(device.ops)
         lines += [
             "",
             f"## {_plain(device.name)}",
             "",
             f"{_plain(m['date'])}, torch {_plain(m['torch'])}; read "
             f"{quantity(top['read'], 'B/s')}, copy {quantity(top['copy'], 'B/s')}.",
+            *(f"\n**Warning:** {_plain(doubt)}." for doubt in gpu_doubts(device)),
             "",
             "| op | sample | dtype | backend | median | GB/s | GFLOP/s | of the ceiling | plain "
-            "PyTorch | speed-up |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "PyTorch | speed-up |" + (" launch |" if on_gpu else ""),
+            "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if on_gpu else ""),
         ]
         lines += [_speed_line(row) for row in timed(device.ops)]
     if len(lines) == 4:
@@ -71,5 +82,6 @@ def _speed_line(row: dict[str, Any]) -> str:
         f"{row['fraction']:.0%} {row['bound']}",
         duration(row["plain_median"]),
         f"{row['plain_median'] / row['median']:.2f}x",
+        *([launch(row["launch"], row["plain_launch"])] if row["launch"] else []),
     )
     return "| " + " | ".join(map(_plain, cells)) + " |"

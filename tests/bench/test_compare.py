@@ -35,7 +35,7 @@ def document(seed: int, slower: dict[int, float] | None = None, drift: float = 1
                 "median": float(np.median(own)), "iqr": 0.0,
                 "plain_median": float(np.median(plain)), "bytes_per_second": 1.0,
                 "flops_per_second": 1.0, "fraction": 0.5, "bound": "memory", "copies": 1,
-                "swept": False,
+                "swept": False, "launch": "", "plain_launch": "",
             }
         )  # fmt: skip
     made = {
@@ -44,11 +44,12 @@ def document(seed: int, slower: dict[int, float] | None = None, drift: float = 1
         "machine": {
             "cpu": "c", "cores": 2, "threads": 2, "cache_bytes": 1, "memory_bytes": 1,
             "system": "s", "python": "3", "torch": "2", "flashvl": "0", "cpu_level": "amx",
-            "extension": "e", "date": "d",
+            "extension": "e", "date": "d", "gpu": None,
         },
         "settings": {
             "ops": [], "backends": [], "dtypes": ["bf16"], "quick": False, "warm": False,
             "budget": {"seconds": 1.0, "least": 5, "most": 200}, "allocator_keeps_memory": True,
+            "device": "cpu",
         },
         "ceilings": _ceilings(),
         "ceilings_end": _ceilings(),

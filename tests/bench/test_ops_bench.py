@@ -255,7 +255,7 @@ def _document(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"version": 99}, "version is 99; this flashvl-bench reads version 2"),
+        ({"version": 99}, "version is 99; this flashvl-bench reads version 3"),
         ({"schema": "other"}, "not a result file"),
         ({"extra": 1}, r"file\.extra is unknown"),
         ({"machine": {}}, r"file\.machine\.cpu is missing"),

@@ -239,7 +239,7 @@ def test_files_that_cannot_be_shown(
     whole = Path(files[0]).read_text()
     for text, told in (
         (whole[:-300], "is not JSON"),
-        (whole.replace('"version": 2', '"version": 1'), "measure again"),
+        (whole.replace(f'"version": {schema.VERSION}', '"version": 1'), "measure again"),
         ("{}", "not a result file"),
     ):
         damaged.write_text(text)
