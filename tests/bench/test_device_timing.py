@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 from collections.abc import Callable
@@ -180,6 +181,17 @@ def test_a_function_that_returns_its_argument_is_called(cuda: FakeCuda) -> None:
 
 def test_numbers_that_are_none_compare_as_what_they_are(cuda: FakeCuda) -> None:
     assert captured(cuda, double(cuda), torch.tensor([1.0, float("nan"), float("inf")])) is not None
+
+
+def test_the_stand_in_has_names_of_torch_cuda_and_no_other(cuda: FakeCuda) -> None:
+    own_names = {"kernel", "wait", "now", "log", "mode", "current", "capturing", "elsewhere"}
+    for name in {name for name in dir(cuda) if not name.startswith("_")} - own_names:
+        assert hasattr(torch.cuda, name), name
+    assert next(iter(inspect.signature(torch.cuda.graph).parameters)) == "cuda_graph"
+    assert "stream" in inspect.signature(torch.cuda.graph).parameters
+    known = torch._C._CudaDeviceProperties if hasattr(torch._C, "_CudaDeviceProperties") else None
+    for name in vars(cuda.get_device_properties(0)):
+        assert known is None or name in ("gcnArchName", "uuid") or hasattr(known, name), name
 
 
 # ---- rows --------------------------------------------------------------------------------------
