@@ -126,8 +126,8 @@ def profiled(trainer: Trainer, batches: list[TiledBatch]) -> Iterator[str]:
             nodes[event.name.removeprefix(NODE)].append(event.cpu_time_total / 1e6)
     total = sum(map(sum, nodes.values()))
     yield f"{'of the backward':>16}{'calls a step':>14}  node"
-    for name, seconds in sorted(nodes.items(), key=lambda item: -sum(item[1]))[:14]:
-        yield f"{sum(seconds) / total:>16.1%}{len(seconds) / len(batches):>14.1f}  {name}"
+    for name, calls in sorted(nodes.items(), key=lambda item: -sum(item[1]))[:14]:
+        yield f"{sum(calls) / total:>16.1%}{len(calls) / len(batches):>14.1f}  {name}"
 
 
 def _inside_another(event: Any) -> bool:

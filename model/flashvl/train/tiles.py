@@ -90,7 +90,8 @@ class Trainer(loop.Trainer):
     """The tiny model with two adapter inputs, and where its training stands.
 
     start: "tiny" takes encoder and decoder from the shipped checkpoint, "random" neither. scale:
-    times the steps of every stage. cases: held-out examples to watch; by default drawn.
+    times the steps of every stage. cases: held-out examples to watch; by default drawn. ops: the
+    backend that it runs under, so that a state goes on under the same.
     """
 
     stages: tuple[Stage, ...]
@@ -106,10 +107,12 @@ class Trainer(loop.Trainer):
         workers: int = 1,
         stages: tuple[Stage, ...] = STAGES,
         cases: list[TiledExample] | None = None,
+        ops: str = "auto",
     ) -> None:
         if start not in STARTS:
             raise ValueError(f"start is {start!r}; needs one of {', '.join(STARTS)}")
-        self.start, self.scale, self.workers, self._cases = start, scale, workers, cases
+        self.start, self.scale, self.workers, self.ops = start, scale, workers, ops
+        self._cases = cases
         self.config = FlashVLConfig.tiny()
         self.tokenizer = Tokenizer.from_pretrained(ASSETS / "tiny")
         self.model = FlashVL.random(self.config, seed, dtype=torch.float32, layout="rows")
@@ -137,7 +140,7 @@ class Trainer(loop.Trainer):
         return nn.ModuleDict({"pool": self.model.adapter, "shuffle": second})
 
     def identity(self) -> dict[str, Any]:
-        return {"seed": self.seed, "start": self.start, "scale": self.scale}
+        return {"seed": self.seed, "start": self.start, "scale": self.scale, "backend": self.ops}
 
     def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
         curriculum = Curriculum(first - self.step, stage.steps, *stage.texts)
@@ -275,7 +278,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.use_deterministic_algorithms(True)  # else gathers add up in the order threads finish
     begin = time.monotonic()
     with backend(args.backend):
-        trainer = Trainer(args.out, args.seed, args.start, settled_scale(args), args.workers)
+        trainer = Trainer(
+            args.out, args.seed, args.start, settled_scale(args), args.workers, ops=args.backend
+        )
         finished = trainer.run(args.stop_after * 60 - (time.monotonic() - begin))
     if not finished:
         print(f"stopped after {trainer.steps_done} steps; the same command goes on")
