@@ -147,7 +147,7 @@ def test_token_shares_are_those_of_the_patches_in_a_token(name: str) -> None:
     assert token == found.shape[1]
 
 
-@pytest.mark.parametrize("turn", (0.0, 4.0, -9.0))
+@pytest.mark.parametrize("turn", (0.0, 4.0, -12.0))
 def test_the_box_of_a_letter_is_where_its_ink_is(turn: float) -> None:
     """The ink that a letter adds to the text before it, turned with the whole."""
     text = "Tojlw.83"
