@@ -95,7 +95,7 @@ train-tiny: $(VENV)/.train-stamp
 	@$(BIN)/python -m flashvl.train.tiny
 
 study: $(VENV)/.train-stamp
-	@$(BIN)/python -m flashvl.train.tiles
+	@$(BIN)/python -m flashvl.train.tiles --minutes 170
 	@$(BIN)/python -m flashvl.train.study --from build/tiles
 
 CPP_FILES = $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
