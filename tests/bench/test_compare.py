@@ -49,7 +49,7 @@ def document(seed: int, slower: dict[int, float] | None = None, drift: float = 1
         "settings": {
             "ops": [], "backends": [], "dtypes": ["bf16"], "quick": False, "warm": False,
             "budget": {"seconds": 1.0, "least": 5, "most": 200}, "allocator_keeps_memory": True,
-            "device": "cpu",
+            "device": "cpu", "families": [],
         },
         "ceilings": _ceilings(),
         "ceilings_end": _ceilings(),
