@@ -13,6 +13,7 @@ import pytest
 from flashvl_bench import cli
 from flashvl_bench.gate import instructions, static
 from flashvl_bench.gate.turns import Settings, Tree
+from flashvl_kernels import extension
 from tests.bench.test_gate import Commit, repository  # noqa: F401  (a fixture)
 
 CUDA = {"nvcc": "13.0", "op": {"sm_80": {"k<BF16>": [64, 0], "k<float>": [32, 1024]}}}
@@ -56,6 +57,35 @@ def test_pairs_are_registers_and_shared_memory() -> None:
     assert bad(CUDA, after) == {"registers", "shared"}
     assert bad(CUDA, after, least=0.2) == {"shared"}
     assert bad(after, CUDA) == set()
+
+
+KERNEL = {"registers": 64, "shared": 384, "products": 4, "load": 16, "store": 8}
+LAUNCH = {"threads": 256, "shared": 384, "blocks": 4, "warps": 32, "fraction": 0.5}
+COUNTS = {"bytes_moved": 1000, "sector_efficiency": 0.9, "bank_conflicts": 0, "mma": 8}
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "told"),
+    [
+        (KERNEL, {"load": 8}, {"load"}),
+        (KERNEL, {"store": 16}, set()),
+        (KERNEL, {"products": 8}, set()),
+        (KERNEL, {"products": 0}, {"products"}),
+        (LAUNCH, {"fraction": 0.25, "blocks": 2, "warps": 16}, {"fraction"}),
+        (LAUNCH, {"fraction": 0.625, "blocks": 10, "warps": 40, "threads": 128}, set()),
+        (COUNTS, {"bytes_moved": 1300}, {"bytes_moved"}),
+        (COUNTS, {"bytes_moved": 900, "sector_efficiency": 0.99}, set()),
+        (COUNTS, {"sector_efficiency": 0.5}, {"sector_efficiency"}),
+        (COUNTS, {"bank_conflicts": 1}, {"bank_conflicts"}),
+        (COUNTS, {"mma": 16}, {"mma"}),
+        (COUNTS, {"mma": 0}, {"mma"}),
+        ({**COUNTS, "mma": 0}, {"mma": 8}, set()),
+    ],
+)
+def test_each_quantity_has_its_worse_side(
+    before: dict[str, float], change: dict[str, float], told: set[str]
+) -> None:
+    assert bad({"op": {"k": before}}, {"op": {"k": before | change}}) == told
 
 
 @pytest.mark.parametrize(
@@ -187,12 +217,33 @@ def cases():
 """
 
 
+def _only_if_asked() -> None:
+    """Importing torch under callgrind takes minutes."""
+    if os.environ.get("FLASHVL_SLOW_TESTS", "0") in ("", "0"):
+        pytest.skip("takes minutes; FLASHVL_SLOW_TESTS=1 runs it")
+
+
+@pytest.mark.skipif(instructions.missing() is not None, reason=str(instructions.missing()))
+@pytest.mark.timeout(3600)
+def test_two_runs_of_one_tree_count_the_same() -> None:
+    """Kernels of this checkout, to the instruction: with a tolerance, a gate would need a clock's
+    statistics."""
+    if not extension.EXTENSION.loaded:
+        pytest.skip(extension.EXTENSION.reason)
+    _only_if_asked()
+    root = Path(__file__).resolve().parents[2]
+    tree = Tree((root, root / "model"), {"FLASHVL_EXTENSION": str(extension.EXTENSION.path)})
+    settings = Settings(ops=("rms_norm", "linear", "stitch_tiles"), samples=1)
+    first, second = (instructions.count(tree, settings) for _ in range(2))
+    assert {op for op, *_ in first} == set(settings.ops)
+    assert min(first.values()) > 10_000
+    assert first == second
+
+
 @pytest.mark.skipif(instructions.missing() is not None, reason=str(instructions.missing()))
 @pytest.mark.timeout(1800)
 def test_valgrind_counts_twice_the_work_twice(tmp_path: Path) -> None:
-    """Importing torch under callgrind takes minutes: FLASHVL_SLOW_TESTS=1 runs this."""
-    if os.environ.get("FLASHVL_SLOW_TESTS", "0") in ("", "0"):
-        pytest.skip("takes minutes; FLASHVL_SLOW_TESTS=1 runs it")
+    _only_if_asked()
     (tmp_path / "work.c").write_text(OWN_LIBRARY)
     command = ["cc", "-O1", "-shared", "-fPIC", "work.c", "-o", "libwork.so"]
     subprocess.run(command, cwd=tmp_path, check=True)
