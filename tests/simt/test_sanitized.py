@@ -2,7 +2,8 @@
 
 The checker refuses stray accesses before they happen; the sanitizers watch its own code, the
 registers of the kernels (their arrays), and integer arithmetic. In a process of its own, because
-the runtime must be loaded first.
+the runtime must be loaded first. Three quarters of the samples and dtypes run, those that take the
+least; FLASHVL_SLOW_TESTS=1 runs all, and those of no elements and of far offsets.
 """
 
 from __future__ import annotations
@@ -13,35 +14,52 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from flashvl_kernels import simt
-from flashvl_kernels.spec import REGISTRY, OpSpec, capture
-from tests.simt.test_ops import SPECS
+from flashvl_kernels.spec import REGISTRY, OpSpec
+from tests.simt.test_ops import FLOPS_LIMIT, SPECS, flat_call, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 KINDS = ("typical", "edge", "strided")
-SAMPLES = 6
-"""Of an op, the smallest: the sanitizers see every line, which larger samples only repeat."""
+SLOW = os.environ.get("FLASHVL_SLOW_TESTS", "0") not in ("", "0")
+WORK = 4e6
+"""Of an op: bytes and FLOPs of its samples together, and PER_SAMPLE for each."""
+PER_SAMPLE = 5e4
 
 
-def smallest(spec: OpSpec) -> list[str]:
-    """The ids in test_ops.py of the samples that touch the fewest bytes: one of each kind in bf16
-    and fp32, whose kernels may be others, and some more in bf16."""
-    sizes = {}
+def executed(spec: OpSpec) -> dict[str, tuple[float, str]]:
+    """What test_ops.py executes of an op: its id there, what it takes, and of which kind it is."""
+    found = {}
     for sample in spec.samples:
-        if sample.kind in KINDS:
-            built = sample.build(torch.bfloat16)
-            _, flat = capture(spec.function, *built.args, **built.kwargs)
-            sizes[sample] = spec.cost(*flat).bytes
-    by_size = sorted(sizes, key=sizes.__getitem__)
-    of_kinds = [next((s for s in by_size if s.kind == kind), None) for kind in KINDS]
-    first = [sample for sample in of_kinds if sample is not None]
-    chosen = [(s, "bf16") for s in dict.fromkeys([*first, *by_size[:SAMPLES]])][:SAMPLES]
-    chosen += [(s, "fp32") for s in first]
-    return [f"{spec.name}-{s.name.replace(' ', '_')}-{dtype}" for s, dtype in chosen]
+        for name, dtype in simt.DTYPES.items():
+            if sample.kind not in KINDS and not (SLOW and sample.kind in ("zero", "far")):
+                continue
+            flat = flat_call(spec, sample, dtype)
+            cost = spec.cost(*flat)
+            if refused(spec, flat) is None and cost.flops <= FLOPS_LIMIT:
+                place = f"{spec.name}-{sample.name.replace(' ', '_')}-{name}"
+                found[place] = cost.bytes + cost.flops, f"{sample.kind} {name}"
+    return found
+
+
+def chosen(spec: OpSpec) -> list[str]:
+    """All of them on request; else the smallest of each kind and dtype, then as many of the
+    smallest as WORK allows."""
+    all_of_them = executed(spec)
+    if SLOW:
+        return list(all_of_them)
+    by_size = sorted(all_of_them, key=lambda place: all_of_them[place][0])
+    kinds = {kind for _, kind in all_of_them.values()}
+    first = [next(p for p in by_size if all_of_them[p][1] == kind) for kind in sorted(kinds)]
+    order, work = dict.fromkeys([*first, *by_size]), 0.0
+    taken = []
+    for place in order:
+        work += all_of_them[place][0] + PER_SAMPLE
+        if place in first or work <= WORK:
+            taken.append(place)
+    return taken
 
 
 def runtime(name: str) -> str:
@@ -56,14 +74,14 @@ def runtime(name: str) -> str:
 
 @pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 @pytest.mark.skipif(simt.sanitized(), reason="is what this test runs")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(7200 if SLOW else 600)
 @pytest.mark.parametrize("op", [spec.name for spec in SPECS])
 def test_kernels_under_the_sanitizers(op: str) -> None:
     libraries = [runtime("libasan.so"), runtime("libubsan.so")]
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("this compiler has no AddressSanitizer runtime")
     test = "tests/simt/test_ops.py::test_against_the_float64_oracle"
-    ids = smallest(REGISTRY[op])
+    ids = chosen(REGISTRY[op])
     command = [
         sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider",
         *(f"{test}[{name}]" for name in ids),
