@@ -128,6 +128,7 @@ def _bytes(strides: tuple[int, ...], tensor: Tensor) -> list[int]:
 
 
 def _layout(tensor: Tensor) -> dict[str, Any]:
+    assert tensor.is_contiguous()
     strides = _bytes(tensor.stride(), tensor)
     return {
         "shape": list(tensor.shape),
