@@ -104,7 +104,7 @@ def binding(
         },
         "left_inputs": {"layouts": layouts},
         "right_inputs": {"layouts": layouts},
-        "outputs": _outputs([_output(asked, tensor) for tensor in prepared.outputs]),
+        "outputs": _outputs([_output(asked, each) for each in prepared.outputs if each.numel()]),
     }
 
 
@@ -341,6 +341,11 @@ CASES = {
                 "args.residual_rows.offset(row ^ 1) : 0;\n    each",
             )
         },
+    ),
+    "layer_norm": Case(
+        fk.layer_norm,
+        lambda m: arguments(m.normal(2, 32), m.normal(32), m.normal(32), 1e-6),
+        {},
     ),
     "compress_tokens, shuffle and RMSNorm": Case(
         fk.compress_tokens,
