@@ -35,8 +35,8 @@ void rotate(const T* x, int64_t next, const Table* cos, const Table* sin, int64_
       const Two cosine = load_two(cos + first), sine = load_two(sin + first);
       store_two(out + first, {fma(left.a, cosine.a, zero() - right.a * sine.a),
                               fma(left.b, cosine.b, zero() - right.b * sine.b)});
-      store_two(out + half + first, {fma(right.a, cosine.a, left.a * sine.a),
-                                     fma(right.b, cosine.b, left.b * sine.b)});
+      store_two(out + half + first,
+                {fma(right.a, cosine.a, left.a * sine.a), fma(right.b, cosine.b, left.b * sine.b)});
     }
   }
   over_columns(half - first, [&](int64_t i, auto n) {
