@@ -87,7 +87,7 @@ WRITE_SPEED = if ls $(RESULTS)/*.json >/dev/null 2>&1; then $(BIN)/flashvl-bench
 
 speed: setup
 	@mkdir -p $(RESULTS)
-	@$(BIN)/flashvl-bench ops --json $(RESULTS)/ops.json
+	@$(BIN)/flashvl-bench ops --dtype bf16 --seconds 0.5 --json $(RESULTS)/ops.json
 	@$(BIN)/flashvl-bench profile --json $(RESULTS)/profile.json
 	@$(WRITE_SPEED)
 

@@ -21,26 +21,12 @@ inline void put(T* out, int64_t c, int64_t step, F32 values, Count n) {
   for (int64_t i = 0; i < count; ++i) out[(c + i) * step] = lanes[i];
 }
 
-// Channel c turns with channel c + half, two vectors at a time where table and values are of one
-// type. The same channels of the next row, `next` elements away, are fetched meanwhile.
+// Channel c turns with channel c + half. The same channels of the next row, `next` elements away,
+// are fetched meanwhile.
 template <class T, class Table>
 void rotate(const T* x, int64_t next, const Table* cos, const Table* sin, int64_t half, T* out,
             int64_t step) {
-  int64_t first = 0;
-  if constexpr (__is_same(T, Table)) {
-    for (; step == 1 && first + 2 * kLanes <= half; first += 2 * kLanes) {
-      fetch(x + next + first);
-      fetch(x + next + half + first);
-      const Two left = load_two(x + first), right = load_two(x + half + first);
-      const Two cosine = load_two(cos + first), sine = load_two(sin + first);
-      store_two(out + first, {fma(left.a, cosine.a, zero() - right.a * sine.a),
-                              fma(left.b, cosine.b, zero() - right.b * sine.b)});
-      store_two(out + half + first,
-                {fma(right.a, cosine.a, left.a * sine.a), fma(right.b, cosine.b, left.b * sine.b)});
-    }
-  }
-  over_columns(half - first, [&](int64_t i, auto n) {
-    const int64_t c = first + i;
+  over_columns(half, [&](int64_t c, auto n) {
     fetch(x + next + c);
     fetch(x + next + half + c);
     const F32 left = load_at(x + c, n), right = load_at(x + half + c, n);
