@@ -9,6 +9,7 @@
 
 #include "../vec.h"
 #include "row_layout.h"
+#include "transpose.h"
 #include "weights.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
@@ -170,6 +171,11 @@ void unpack_row(const Weights& w, int64_t row, int64_t first, int64_t n, Element
 // 16 rows of the row layout, as a panel; rows and columns that the matrix lacks are zeros.
 template <class Element>
 void unpack_rows(const Weights& w, int64_t panel, int64_t first, int64_t columns, Element* out) {
+  if constexpr (kTransposes && __is_same(Element, BF16)) {
+    if (w.format == WeightFormat::floats && w.dtype == DType::bf16) {
+      return transpose_panel(w, panel, first, columns, out);
+    }
+  }
   Element line[kMaxColumns] = {};
   const int64_t rest = w.columns - first;
   const int64_t there = rest < columns ? rest : columns;
