@@ -5,6 +5,7 @@ measured in the same process. Installed as `flashvl_bench`; the command is `flas
 
     timing.py    interleaved, cold-cache measurement on a clock that tests can replace
     ceilings.py  what this machine can do at most: streaming read, copy, multiply-adds
+    steady.py    the environment that keeps times steady from process to process
     machine.py   facts of the machine that go into each result file
     cases.py     the op cases, which backend runs them, and whether the result is right
     ops.py       `flashvl-bench ops`; test_ops.py: the same cases in pytest-benchmark
