@@ -236,7 +236,7 @@ class OpSpec:
             return self.op(*args)
         try:
             return kernel.run(*args)
-        except RuntimeError:  # PyTorch's own refusal of a float where the schema has an int
+        except (RuntimeError, TypeError):  # PyTorch's own refusal of a float in place of an int
             self._check_types(args)
             raise
 

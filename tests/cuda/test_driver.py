@@ -17,7 +17,10 @@ from flashvl_kernels.cuda.launch import Instance, Launch, Rows
 
 
 class Recorder:
-    """Answers like cuda.bindings.driver. status: of the next call."""
+    """Answers like cuda.bindings.driver. status: of the next call. Every kernel has STATIC bytes of
+    shared memory of its own."""
+
+    STATIC = 16
 
     class CUfunction_attribute:
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = "dynamic shared"
@@ -26,9 +29,11 @@ class Recorder:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.arguments = b""
         self.status = 0
+        self.allowed: dict[Any, int] = {}
 
     def cuFuncSetAttribute(self, *args: Any) -> tuple[int]:
         self.calls.append(("attribute", args))
+        self.allowed[args[0]] = args[2]
         return (self.status,)
 
     def cuLaunchKernel(self, *args: Any) -> tuple[int]:
@@ -36,7 +41,8 @@ class Recorder:
         first = ctypes.c_void_p.from_address(args[-2]).value
         assert first is not None
         self.arguments = ctypes.string_at(first, ctypes.sizeof(Rows))
-        return (self.status,)
+        most = max(48 * 1024 - self.STATIC, self.allowed.get(args[0], 0))
+        return (self.status if args[7] <= most else 1,)
 
     def cuGetErrorString(self, status: int) -> tuple[int, bytes]:
         return 0, f"error {status}".encode()
@@ -45,6 +51,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
+    monkeypatch.setattr(driver, "_ALLOWED", {})
     monkeypatch.setattr(driver, "_driver", lambda: found)
     return found
 
@@ -55,8 +62,8 @@ def launch(shared_bytes: int) -> Launch:
 
 
 def test_a_launch_passes_its_sizes_and_its_struct(recorder: Recorder) -> None:
-    driver.start("f", launch(1024), 77)
-    assert recorder.calls == [("launch", ("f", 3, 2, 1, 32, 4, 1, 1024, 77))]
+    driver.start("f", launch(0), 77)
+    assert recorder.calls == [("launch", ("f", 3, 2, 1, 32, 4, 1, 0, 77))]
     assert recorder.arguments == bytes(Rows(5, 6, 7))
 
 
@@ -64,6 +71,13 @@ def test_much_shared_memory_is_asked_for_first(recorder: Recorder) -> None:
     driver.start("f", launch(100_000), 0)
     assert [name for name, _ in recorder.calls] == ["attribute", "launch"]
     assert recorder.calls[0][1] == ("f", "dynamic shared", 100_000)
+
+
+def test_the_default_of_48_kib_includes_what_the_kernel_declares(recorder: Recorder) -> None:
+    """An H100 refused 48 KiB of dynamic memory beside a static word: "invalid argument"."""
+    for _ in range(2):
+        driver.start("f", launch(48 * 1024), 0)
+    assert [name for name, _ in recorder.calls] == ["attribute", "launch", "launch"]
 
 
 def test_a_refusal_names_the_call(recorder: Recorder) -> None:
