@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flashvl_kernels as fvk
-from flashvl import step_tape
+from flashvl import recorded_step
 from flashvl.config import DecoderConfig
 from flashvl.layers import Linear, Norm, Part
+from flashvl.step_inputs import Indices
 from flashvl_kernels.cache import KVCache
 from flashvl_kernels.packing import PackedWeight
 
@@ -144,7 +145,7 @@ class Decoder(Part):
         """
         self._check_position(max(span.end for span in spans))
         if all(span.count == 1 for span in spans) and _is_whole(spans, cache):
-            x = step_tape.run(self.layers, rows, cache, partial(self._one_row_each, cache))
+            x = recorded_step.run(self.layers, rows, cache, partial(self._one_row_each, cache))
             if x is not None:
                 cache.append(1)
                 return x
@@ -157,7 +158,7 @@ class Decoder(Part):
             cache.lengths[span.sequence] = span.end
         return x
 
-    def _one_row_each(self, cache: KVCache, rows: Tensor, at: step_tape.Indices) -> Tensor:
+    def _one_row_each(self, cache: KVCache, rows: Tensor, at: Indices) -> Tensor:
         """The layers of a decode step: ops of flashvl_kernels on one row a sequence."""
         cos, sin = self.rope(rows.device)
         heads, kv_heads = self.config.heads, self.config.kv_heads

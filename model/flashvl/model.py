@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import flashvl_kernels as fvk
-from flashvl import checkpoint, step_tape
+from flashvl import checkpoint, recorded_step
 from flashvl.adapter import Adapter
 from flashvl.config import FlashVLConfig
 from flashvl.decoder import Decoder, Span
@@ -232,18 +232,20 @@ class FlashVL(Part):
         return self.decoder.greedy(self._next_states(token_id, cache))
 
     def explain_decode(self, cache: KVCache) -> str:
-        """How the last step on `cache` ran: "a tape of N calls", or "op by op: " and the reason."""
-        return step_tape.explain(cache)
+        """How the last step on `cache` ran: "a tape of N calls", "a CUDA graph", or "op by op: "
+        and the reason."""
+        return recorded_step.explain(cache)
 
     def _next_states(self, token_id: int | Sequence[int] | Tensor, cache: KVCache) -> Tensor:
-        ids = torch.as_tensor(token_id, device=self.device).reshape(-1)
+        # On the host first: to read ids back from a GPU would wait for everything queued there.
+        ids = torch.as_tensor(token_id).reshape(-1)
         _same_batch(cache, len(ids), "token_id")
         given = ids.tolist()
         if min(given) < 0:
             raise ValueError(f"token_id is {given}; a step needs ids of at least 0")
         cache.make_room(cache.longest + 1)
         spans = [Span(b, length, 1) for b, length in enumerate(cache.lengths)]
-        return self.decoder.extend(self.decoder.embed(ids), spans, cache)
+        return self.decoder.extend(self.decoder.embed(ids.to(self.device)), spans, cache)
 
     def generate(self, images: Any, messages: Any, **options: Any) -> Result:
         """Answer `messages` about `images`; see `flashvl.generate.generate` for the options."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flashvl_kernels as fvk
-from flashvl import FlashVL, step_tape
+from flashvl import FlashVL, recorded_step
 from flashvl_kernels import tape
 from flashvl_kernels.packing import FORMATS
 from flashvl_kernels.spec import OpSpec
@@ -37,7 +37,7 @@ def logits(m: FlashVL, cache: fvk.KVCache, steps: range = range(4)) -> Tensor:
 def plain(m: FlashVL, monkeypatch: pytest.MonkeyPatch, capacity: int = 40) -> Tensor:
     """The logits of all steps without a tape."""
     with monkeypatch.context() as patch:
-        patch.setattr(step_tape, "run", lambda *_: None)
+        patch.setattr(recorded_step, "run", lambda *_: None)
         return logits(m, start(m, capacity))
 
 
@@ -100,7 +100,7 @@ def check_next_steps(m: FlashVL, cache: fvk.KVCache, monkeypatch: pytest.MonkeyP
     got = logits(m, cache, range(2, 4))
     cache.truncate([11, 7])
     with monkeypatch.context() as patch:
-        patch.setattr(step_tape, "run", lambda *_: None)
+        patch.setattr(recorded_step, "run", lambda *_: None)
         assert torch.equal(logits(m, cache, range(2, 4)), got)
 
 
@@ -171,7 +171,7 @@ def test_a_tape_goes_with_its_cache() -> None:
     m = model()
     cache = start(m)
     logits(m, cache, range(1))
-    kept = weakref.ref(step_tape._TAPES[cache])
+    kept = weakref.ref(recorded_step._TAPES[cache])
     del cache
     gc.collect()
     assert kept() is None

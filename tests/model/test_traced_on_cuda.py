@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from flashvl import FlashVL, FlashVLConfig
-from flashvl.step_tape import Indices
+from flashvl.step_inputs import Indices
 
 CONFIGS = [
     pytest.param(FlashVLConfig.tiny(), id="tiny"),
@@ -84,7 +84,7 @@ class Step(nn.Module):
         self, ids: Tensor, places: list[Tensor], keys: list[Tensor], values: list[Tensor]
     ) -> Tensor:
         cache: Any = Layers(keys, values)
-        at = Indices(*places, _memory=None)  # type: ignore[arg-type]
+        at = Indices(*places)
         states = self.decoder._one_row_each(cache, self.decoder.embed(ids), at)
         return self.decoder.greedy(states)
 
