@@ -22,6 +22,7 @@ MOST = 4096
 """Keys that are kept: every length of a prompt is one for each kernel it passes."""
 
 _COMPILED: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...], Any]] = {}
+_BY_TRITON: dict[int, Any] = {}  # what Triton's own launches returned, by id, for `compiled`
 _TENSORS = frozenset((Tensor, nn.Parameter))
 
 
@@ -31,9 +32,9 @@ def queue(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> N
     On the stream of that tensor's device, which is the current one (`launch.on`). While a profiler
     has hooks on launches, or under another version of Triton, the launch is Triton's own.
     """
-    runtime = triton.knobs.runtime
-    if not DIRECT or runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
-        kernel[grid](*args, **constants)
+    if not DIRECT or _hooked():
+        compiled = kernel[grid](*args, **constants)
+        _BY_TRITON[id(compiled)] = compiled
         return
     device = args[0].get_device()
     key = _key(kernel, device, args, constants)
@@ -50,6 +51,11 @@ def queue(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> N
         x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None,
         *args, *fixed,
     )  # fmt: skip
+
+
+def _hooked() -> bool:
+    runtime = triton.knobs.runtime
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
 def _key(
@@ -84,8 +90,10 @@ def _remember(
 def forget() -> None:
     """Forget every compiled kernel, e.g. after a test that stood in for the driver."""
     _COMPILED.clear()
+    _BY_TRITON.clear()
 
 
 def compiled() -> list[Any]:
     """The compiled kernels launched since `forget`."""
-    return [kernel for kernel, _, _ in _COMPILED.values()]
+    found = {id(kernel): kernel for kernel, _, _ in _COMPILED.values()} | _BY_TRITON
+    return [kernel for kernel in found.values() if kernel is not None]

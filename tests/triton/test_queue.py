@@ -41,8 +41,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    if not dispatch.DIRECT:
-        pytest.skip(f"triton {triton.__version__} launches by itself")
+    monkeypatch.setattr(dispatch, "DIRECT", True)
     monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_stream=lambda _: 7))
     dispatch.forget()
     yield Kernel()
@@ -100,6 +99,24 @@ def test_a_profiler_sees_every_launch(kernel: Kernel, monkeypatch: pytest.Monkey
     monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [print])
     dispatch.queue(kernel, (3,), bf16(8), 8, BLOCK=16)
     assert len(kernel.asked) == 2 and not kernel.launched
+
+
+def test_another_version_of_triton_launches_by_itself(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of Triton's is used but the launch itself; what it compiled is known all the same,
+    so that the tuner drops what spills."""
+    monkeypatch.setattr(dispatch, "DIRECT", False)
+    monkeypatch.delattr(triton, "knobs")
+    monkeypatch.setattr(driver, "_active", None)
+    x = bf16(8)
+    for _ in range(2):
+        dispatch.queue(kernel, (3,), x, 8, BLOCK=16, num_warps=4)
+    assert kernel.asked == [((3,), x, 8, {"BLOCK": 16, "num_warps": 4})] * 2
+    assert not kernel.launched and not dispatch._COMPILED
+    assert [compiled.function for compiled in dispatch.compiled()] == [5, 5]
+    dispatch.forget()
+    assert not dispatch.compiled()
 
 
 def test_keys_do_not_grow_without_end(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
