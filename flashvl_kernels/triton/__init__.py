@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 MINIMUM = (3, 4)
-"""Older versions are refused. 3.8.0 is the one the tests run; those between are untried."""
+"""Older versions are refused. 3.8.0 is the one the tests run; docs/triton.md says what was tried
+with others."""
 
 
 @cache  # asked at every call on a GPU, and a search of the file system
