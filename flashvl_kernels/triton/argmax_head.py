@@ -25,7 +25,7 @@ CANDIDATES = 4096
 """Keys that a program of the second kernel reads at a time: 16 for each of 256 threads."""
 
 EXPECT = {
-    "statistics_kernel": Expect(wide_access=True, narrow=1),
+    "rms_norm_kernel": Expect(wide_access=True),
     "best_of_block_kernel": Expect(tensor_cores=True),
     "best_of_all_kernel": Expect(),
 }
@@ -51,9 +51,8 @@ def logit_of(key):  # type: ignore[no-untyped-def]
 def best_of_block_kernel(
     x, kept, rows, words, columns, k,
     x_inner, x_outer_stride, x_inner_stride, x_stride,
-    statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride,
     w, w_row_stride, w_stride, scale, scale_row_stride, scale_stride,
-    NORM: tl.constexpr, FORMAT: tl.constexpr,
+    FORMAT: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """kept [rows, blocks, k]: the keys of the best k words of each block, best first."""
@@ -68,10 +67,7 @@ def best_of_block_kernel(
     logits = tl.zeros((ROWS, WORDS), tl.float32)
     for first in range(0, columns, STEP):
         column = first + tl.arange(0, STEP)[None, :].to(tl.int64)
-        tile = input_tile(
-            x_rows, row, rows, column, columns, x_stride,
-            statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride, NORM,
-        )  # fmt: skip
+        tile = input_tile(x_rows, row, rows, column, columns, x_stride)
         logits = add_product(
             logits, tile, w_rows, word < words, first, columns, w_stride, scale_rows, scale_stride,
             FORMAT, STEP,
@@ -139,7 +135,7 @@ def run(
     values, indices = x.new_empty((rows, k)), x.new_empty((rows, k), dtype=int64)
     if rows == 0:
         return values, indices
-    xs = launch.rows_of(x, rows)
+    xs = launch.rows_of(product.normalised(x, norm_weight, None, norm_eps), rows)
     device = launch.describe(x.device)
     shape = tuned.choose(
         f"best_of_block_kernel {w_format}",
@@ -154,12 +150,11 @@ def run(
     each = min(k, shape.units)
     kept = x.new_empty((rows, blocks, each), dtype=int64)
     with launch.on(x):
-        norms = product.prepared(xs, norm_weight, None, norm_eps)
         queue(
             best_of_block_kernel, (launch.ceil_div(rows, shape.rows) * blocks,),
             xs.tensor, kept, rows, words, w_columns, each, *xs.strides,
-            *norms.arguments, *product.weight_arguments(w),
-            NORM=norms.kind, FORMAT=w_format,
+            *product.weight_arguments(w),
+            FORMAT=w_format,
             ROWS=shape.rows, WORDS=shape.units, STEP=shape.step,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

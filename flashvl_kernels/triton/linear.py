@@ -57,10 +57,9 @@ def finished(
 def product_kernel(
     x, y, partial, rows, units, columns, part,
     x_inner, x_outer_stride, x_inner_stride, x_stride,
-    statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride,
     w, w_row_stride, w_stride, scale, scale_row_stride, scale_stride,
     bias, bias_stride, residual, r_inner, r_outer_stride, r_inner_stride, r_stride,
-    NORM: tl.constexpr, FORMAT: tl.constexpr, SPLIT: tl.constexpr,
+    FORMAT: tl.constexpr, SPLIT: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, STEP: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
@@ -76,10 +75,7 @@ def product_kernel(
     sums = tl.zeros((ROWS, UNITS), tl.float32)
     for first in range(start, min(start + part, columns), STEP):
         column = first + tl.arange(0, STEP)[None, :].to(tl.int64)
-        tile = input_tile(
-            x_rows, row, rows, column, columns, x_stride,
-            statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride, NORM,
-        )  # fmt: skip
+        tile = input_tile(x_rows, row, rows, column, columns, x_stride)
         sums = add_product(
             sums, tile, w_rows, unit < units, first, columns, w_stride, scale_rows, scale_stride,
             FORMAT, STEP,
@@ -135,7 +131,7 @@ def project(
     y = x.new_empty((*x.shape[:-1], units))
     if y.numel() == 0:
         return y
-    xs = launch.rows_of(x, y.numel() // units)
+    xs = launch.rows_of(product.normalised(x, *norm), y.numel() // units)
     rs = xs if residual is None else launch.rows_of(residual)
     shift = y if bias is None else bias
     device = launch.describe(x.device)
@@ -150,12 +146,11 @@ def project(
     after = (shift, shift.stride(0), rs.tensor, *rs.strides)
     tiles = launch.ceil_div(xs.count, shape.rows) * launch.ceil_div(units, shape.units)
     with launch.on(x):
-        norms = product.prepared(xs, *norm)
         queue(
             product_kernel, (tiles, shape.splits),
             xs.tensor, y, partial, xs.count, units, columns, shape.part, *xs.strides,
-            *norms.arguments, *product.weight_arguments(w), *after,
-            NORM=norms.kind, FORMAT=w[2], SPLIT=shape.splits > 1, **epilogue,
+            *product.weight_arguments(w), *after,
+            FORMAT=w[2], SPLIT=shape.splits > 1, **epilogue,
             ROWS=shape.rows, UNITS=shape.units, STEP=shape.step,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

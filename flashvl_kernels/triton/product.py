@@ -1,9 +1,9 @@
 """The parts of a matrix product: tiles of x and of the weight, one step of sums, the blocks.
 
-Every product here is y = n @ w.T with n the rows of x, normalised on their way in, and w in the
-layout "rows" of packing.py. A tile of integer weights is decoded in registers: q is exact in bf16,
-so the tensor cores multiply q itself and the scale multiplies the fp32 sums (LLM.int8(), arXiv
-2208.07339; groups of AWQ, arXiv 2306.00978), once a row for int8, once a group of 128 for int4.
+Every product here is y = n @ w.T with n the rows of x, normalised in a launch before it, and w in
+the layout "rows" of packing.py. A tile of integer weights is decoded in registers: q is exact in
+bf16, so the tensor cores multiply q itself and the scale multiplies the fp32 sums (LLM.int8(),
+arXiv 2208.07339; groups of AWQ, arXiv 2306.00978), once a row for int8, a group of 128 for int4.
 That is more exact than a weight rounded to the dtype, and a step costs no multiplication for it.
 """
 
@@ -13,67 +13,34 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
-from torch import Tensor, float32
+from torch import Tensor
 
 from flashvl_kernels.packing import FlatWeight
-from flashvl_kernels.triton import launch, tuned
-from flashvl_kernels.triton.addressing import row_offsets
-from flashvl_kernels.triton.dispatch import queue
+from flashvl_kernels.triton import launch, layer_norm, rms_norm
 from flashvl_kernels.triton.launch import Device
 
-WIDEST_NORM = 32768
-"""Columns whose fp32 row still fits into the registers of 1024 threads, 32 each."""
-
 
 @triton.jit
-def statistics_kernel(
-    x, statistics, rows, columns, eps, inner, outer_stride, inner_stride, stride,
-    CENTRED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # type: ignore[no-untyped-def] # fmt: skip
-    """statistics [3, rows]: 1 / the root mean square (deviation under CENTRED, for LayerNorm), the
-    mean, and what the mean lost to rounding. Products need them before their first tile."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)[None, :].to(tl.int64)
-    here = row_offsets(row, inner, outer_stride, inner_stride)[:, None] + column * stride
-    wide = tl.load(x + here, (row < rows)[:, None] & (column < columns), 0.0).to(tl.float32)
-    if CENTRED:
-        mean = tl.sum(wide, 1) / columns
-        wide = tl.where(column < columns, wide - mean[:, None], 0.0)
-        slip = tl.sum(wide, 1) / columns
-        wide = tl.where(column < columns, wide - slip[:, None], 0.0)
-        tl.store(statistics + rows + row, mean, row < rows)
-        tl.store(statistics + 2 * rows + row, slip, row < rows)
-    rstd = tl.rsqrt(tl.sum(wide * wide, 1) / columns + eps)
-    tl.store(statistics + row, rstd, row < rows)
+def input_tile(x_rows, row, rows, column, columns, x_stride):  # type: ignore[no-untyped-def]
+    """x [rows of the tile, columns of the step], zero past the last column.
 
-
-@triton.jit
-def input_tile(
-    x_rows, row, rows, column, columns, x_stride,
-    statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride,
-    NORM: tl.constexpr,
-):  # type: ignore[no-untyped-def] # fmt: skip
-    """n [rows of the tile, columns of the step], zero past the last column.
-
-    x_rows, row: [R, 1]; column: [1, K]. Rounds where `norm.apply_norm` does.
+    x_rows, row: [R, 1]; column: [1, K].
     """
-    inside = (row < rows) & (column < columns)
-    tile = tl.load(x_rows + column * x_stride, inside, 0.0)
-    if NORM != "none":
-        dtype = tile.dtype
-        wide = tile.to(tl.float32)
-        scale = tl.load(norm_weight + column * norm_weight_stride, column < columns, 0.0)
-        rstd = tl.load(statistics + row, row < rows, 0.0)
-        if NORM == "layer":
-            mean = tl.load(statistics + rows + row, row < rows, 0.0)
-            slip = tl.load(statistics + 2 * rows + row, row < rows, 0.0)
-            shift = tl.load(norm_bias + column * norm_bias_stride, column < columns, 0.0)
-            mapped = (wide - mean - slip) * rstd * scale.to(tl.float32) + shift.to(tl.float32)
-            tile = mapped.to(dtype)
-        else:
-            normal = (wide * rstd).to(dtype).to(tl.float32)
-            tile = (normal * scale.to(tl.float32)).to(dtype)
-    return tile
+    return tl.load(x_rows + column * x_stride, (row < rows) & (column < columns), 0.0)
+
+
+@triton.jit
+def from_nibble(nibble, dtype):  # type: ignore[no-untyped-def]
+    """nibble - 8. An instruction that converts an integer has a quarter of the rate of an addition
+    at most, and every weight passes through here. So the nibble becomes the last bits of the
+    fraction of 128 in bf16, of 1024 in fp16, where they count 1: 136 and 1032 are taken off."""
+    if dtype == tl.bfloat16:
+        number = (nibble.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
+    elif dtype == tl.float16:
+        number = (nibble.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - 1032.0
+    else:
+        number = (nibble.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
+    return number.to(dtype)
 
 
 @triton.jit
@@ -82,8 +49,7 @@ def weight_tile(w_rows, inside, first, columns, stride, dtype, FORMAT: tl.conste
     if FORMAT == "int4":
         byte = first // 2 + tl.arange(0, STEP // 2)[None, :].to(tl.int64)
         pairs = tl.load(w_rows + byte * stride, inside & (byte * 2 < columns), 0x88)
-        low, high = (pairs & 15).to(tl.int8) - 8, (pairs >> 4).to(tl.int8) - 8
-        return tl.interleave(low, high).to(dtype)
+        return tl.interleave(from_nibble(pairs & 15, dtype), from_nibble(pairs >> 4, dtype))
     column = first + tl.arange(0, STEP)[None, :].to(tl.int64)
     tile = tl.load(w_rows + column * stride, inside & (column < columns), 0)
     return tile.to(dtype)
@@ -187,32 +153,18 @@ def blocks(
     return Blocks(height, width, step, splits, part, warps, stages)
 
 
-@dataclass(frozen=True)
-class Norms:
-    """The prologue of a product: what a kernel takes for the norm of its rows."""
+def normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The rows as the product reads them: a launch of rms_norm or layer_norm, or x itself.
 
-    kind: str
-    arguments: tuple[Tensor, Tensor, int, Tensor, int]
-
-
-def prepared(x: launch.Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norms:
-    """Launches the statistics of the rows; nothing without a norm, or without columns."""
-    if weight is None or x.columns == 0:
-        return Norms("none", (x.tensor, x.tensor, 0, x.tensor, 0))
-    statistics = x.tensor.new_empty((3, x.count), dtype=float32)
-    device = launch.describe(x.tensor.device)
-    itemsize = x.tensor.element_size()
-    shape = tuned.choose(
-        "statistics_kernel", launch.tile, x.count, x.columns, itemsize, device, widest=WIDEST_NORM
-    )
-    queue(
-        statistics_kernel, (launch.ceil_div(x.count, shape.rows),),
-        x.tensor, statistics, x.count, x.columns, eps, *x.strides,
-        CENTRED=bias is not None, ROWS=shape.rows, COLUMNS=shape.columns, num_warps=shape.warps,
-    )  # fmt: skip
-    shift = weight if bias is None else bias
-    kind = "rms" if bias is None else "layer"
-    return Norms(kind, (statistics, weight, weight.stride(0), shift, shift.stride(0)))
+    Normalised on its way into a product, a tile of x would leave shared memory for registers at
+    every step, and again for every tile of units, while the tensor cores wait. The rows written
+    once more are few bytes beside w, or few beside the arithmetic.
+    """
+    if weight is None or x.numel() == 0:
+        return x
+    if bias is None:
+        return rms_norm.run(x, weight, eps, None)[0]
+    return layer_norm.run(x, weight, bias, eps, None)[0]
 
 
 def weight_arguments(w: FlatWeight) -> tuple[Tensor | int, ...]:
@@ -232,7 +184,5 @@ def why_not_operand(argument: str, w: FlatWeight) -> str | None:
 
 
 def why_not_norm(x: Tensor, norm_weight: Tensor | None) -> str | None:
-    """The statistics keep a row in registers."""
-    if norm_weight is not None and x.shape[-1] > WIDEST_NORM:
-        return f"rows have {x.shape[-1]} channels; the triton kernel takes up to {WIDEST_NORM}"
-    return None
+    """The norm keeps a row in registers."""
+    return None if norm_weight is None else rms_norm.why_not(x, norm_weight, 0.0, None)

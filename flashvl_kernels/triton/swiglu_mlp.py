@@ -20,7 +20,7 @@ from flashvl_kernels.triton.expect import Expect
 from flashvl_kernels.triton.product import activated, add_product, input_tile, scaled, tile_of
 
 EXPECT = {
-    "statistics_kernel": Expect(wide_access=True, narrow=1),
+    "rms_norm_kernel": Expect(wide_access=True),
     "gated_kernel": Expect(tensor_cores=True),
     "product_kernel": Expect(tensor_cores=True),
     "finish_kernel": Expect(wide_access=True),
@@ -31,9 +31,8 @@ EXPECT = {
 def gated_kernel(
     x, y, rows, units, columns,
     x_inner, x_outer_stride, x_inner_stride, x_stride,
-    statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride,
     w, w_row_stride, w_stride, scale, scale_row_stride, scale_stride,
-    NORM: tl.constexpr, FORMAT: tl.constexpr,
+    FORMAT: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, STEP: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """A tile of y [rows, units]: unit u has its gate in row u of w and its up in row units + u."""
@@ -49,10 +48,7 @@ def gated_kernel(
     up = tl.zeros((ROWS, UNITS), tl.float32)
     for first in range(0, columns, STEP):
         column = first + tl.arange(0, STEP)[None, :].to(tl.int64)
-        tile = input_tile(
-            x_rows, row, rows, column, columns, x_stride,
-            statistics, norm_weight, norm_weight_stride, norm_bias, norm_bias_stride, NORM,
-        )  # fmt: skip
+        tile = input_tile(x_rows, row, rows, column, columns, x_stride)
         gate = add_product(
             gate, tile, gate_rows, unit < units, first, columns, w_stride,
             gate_scales, scale_stride, FORMAT, STEP,
@@ -76,7 +72,7 @@ def gated(x: Tensor, w: FlatWeight, norm_weight: Tensor, eps: float) -> Tensor:
     y = x.new_empty((*x.shape[:-1], units))
     if y.numel() == 0:
         return y
-    xs = launch.rows_of(x, y.numel() // units)
+    xs = launch.rows_of(product.normalised(x, norm_weight, None, eps), y.numel() // units)
     device = launch.describe(x.device)
     shape = tuned.choose(
         f"gated_kernel {w[2]}", product.blocks,
@@ -84,12 +80,11 @@ def gated(x: Tensor, w: FlatWeight, norm_weight: Tensor, eps: float) -> Tensor:
     )  # fmt: skip
     tiles = launch.ceil_div(xs.count, shape.rows) * launch.ceil_div(units, shape.units)
     with launch.on(x):
-        norms = product.prepared(xs, norm_weight, None, eps)
         queue(
             gated_kernel, (tiles,),
             xs.tensor, y, xs.count, units, columns, *xs.strides,
-            *norms.arguments, *product.weight_arguments(w),
-            NORM=norms.kind, FORMAT=w[2], ROWS=shape.rows, UNITS=shape.units, STEP=shape.step,
+            *product.weight_arguments(w),
+            FORMAT=w[2], ROWS=shape.rows, UNITS=shape.units, STEP=shape.step,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
     return y

@@ -17,12 +17,11 @@ FAULTS = (
         "fp32",
     ),
     Planted(
-        "the norm's bias added without a mask",
-        "tl.load(norm_bias + column * norm_bias_stride, column < columns, 0.0)",
-        "tl.load(norm_bias + column * norm_bias_stride)",
+        "the rows not normalised",
+        "activation, norm=norm)",
+        "activation)",
         "odd sizes",
-        "outside",
-        file="product",
+        "wrong",
     ),
     Planted(
         "bytes of int4 counted as columns",

@@ -3,8 +3,8 @@ from planted import Planted
 FAULTS = (
     Planted(
         "columns of x without a mask",
-        "inside = (row < rows) & (column < columns)",
-        "inside = row < rows",
+        "(row < rows) & (column < columns), 0.0)",
+        "row < rows, 0.0)",
         "one axis",
         "outside|wrong",
         file="product",
@@ -40,8 +40,8 @@ FAULTS = (
     ),
     Planted(
         "the nibbles of int4 swapped",
-        "tl.interleave(low, high)",
-        "tl.interleave(high, low)",
+        "tl.interleave(from_nibble(pairs & 15, dtype), from_nibble(pairs >> 4, dtype))",
+        "tl.interleave(from_nibble(pairs >> 4, dtype), from_nibble(pairs & 15, dtype))",
         "int4, one row",
         "wrong",
         file="product",
@@ -92,11 +92,10 @@ FAULTS = (
         file="product",
     ),
     Planted(
-        "the mean not subtracted",
-        "(wide - mean - slip) * rstd",
-        "wide * rstd",
+        "the rows not normalised",
+        "product.normalised(x, *norm)",
+        "x",
         "tiles of rows and of outputs, and a rest of both",
         "wrong",
-        file="product",
     ),
 )
