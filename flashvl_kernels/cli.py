@@ -32,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--dtype", nargs="+", default=["bfloat16"], choices=("bfloat16", "float16", "float32")
     )
+    tune.add_argument("--jobs", type=int, help="compiling processes (default: one for each CPU)")
+    tune.add_argument("--seconds", type=float, help="stop after so long (default: when done)")
+    tune.add_argument("--out", help="a file for every time that was measured, as JSON")
     return parser
 
 
@@ -58,7 +61,7 @@ def _explain(op: str, sample: str | None, dtype: str, device: str) -> int:
     return 0
 
 
-def _tune(ops: list[str], dtypes: list[str]) -> int:
+def _tune(options: argparse.Namespace) -> int:
     import flashvl_kernels  # noqa: F401  (registers the ops)
     from flashvl_kernels import triton
 
@@ -68,7 +71,7 @@ def _tune(ops: list[str], dtypes: list[str]) -> int:
         return 1
     from flashvl_kernels.triton import tune
 
-    return tune.main(ops, dtypes)
+    return tune.main(options.op, options.dtype, options.jobs, options.seconds, options.out)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return ahead.main(options.op, options.arch)
     if options.command == "tune":
-        return _tune(options.op, options.dtype)
+        return _tune(options)
     from flashvl_kernels import doctor
 
     return doctor.main()

@@ -34,12 +34,13 @@ Numbers = dict[str, int]
 class Session:
     """What a tuner forces on launches and learns from them.
 
-    forced: choices by key. asked: by key, the model's choice and the device of each made since.
+    forced: choices by key. asked: by key, the model's choice, the device and the numbers of the
+    shape of each made since.
     """
 
     def __init__(self) -> None:
         self.forced: dict[str, Any] = {}
-        self.asked: dict[str, tuple[Any, Any]] = {}
+        self.asked: dict[str, tuple[Any, Any, tuple[int, ...]]] = {}
 
 
 _session: Session | None = None
@@ -68,9 +69,10 @@ def choose(kernel: str, model: Callable[..., Choice], *asked: Any, **more: Any) 
             return model(*asked, **more)
         found = measured.get(key(kernel, *asked[:-1], *more.values()))
         return model(*asked, **more) if found is None else _applied(model(*asked, **more), found)
-    name = key(kernel, *asked[:-1], *more.values())
+    numbers = (*asked[:-1], *more.values())
+    name = key(kernel, *numbers)
     default = model(*asked, **more)
-    _session.asked[name] = (default, device)
+    _session.asked[name] = (default, device, numbers)
     choice: Choice = _session.forced.get(name, default)
     return choice
 

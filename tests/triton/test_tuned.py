@@ -25,9 +25,9 @@ if reason := backend.missing():
 from semantics import poisoned, replaced_launch
 from triton.runtime import driver
 
-from flashvl_kernels.gpu import A100, EMULATED, H100, MI300X, RTX_3090
+from flashvl_kernels.gpu import A100, EMULATED, H100, MI300X, RTX_3090, Device
 from flashvl_kernels.spec import REGISTRY, capture
-from flashvl_kernels.triton import dispatch, flash, launch, product, tune, tuned
+from flashvl_kernels.triton import dispatch, flash, launch, product, space, tune, tuned
 
 ROWS = torch.ones(512, 64, dtype=torch.bfloat16)
 SWIGLU = REGISTRY["swiglu"]
@@ -70,6 +70,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gpu]:
     dispatch.forget()
 
 
+def faster(outcomes: list[tune.Outcome]) -> dict[str, Any]:
+    return {each.key: each.best for each in outcomes if each.best != each.default}
+
+
+def trials(outcomes: list[tune.Outcome]) -> list[tune.Trial]:
+    return [trial for each in outcomes for trial in each.trials]
+
+
 def model() -> launch.Tile:
     return launch.tile(512, 32, 2, EMULATED)
 
@@ -79,7 +87,7 @@ def test_the_fastest_choice_is_found_written_and_launched(gpu: Gpu) -> None:
     timer = gpu.timer(
         lambda c: 1.0 if (c["ROWS"], c["num_warps"]) == (wanted.rows, wanted.warps) else 2.0
     )
-    chosen, _ = tune.tune_call(SWIGLU, (ROWS,), timer)
+    chosen = faster(tune.tune_call(SWIGLU, (ROWS,), timer))
     key = tuned.key("swiglu_kernel", 512, 32, 2)
     assert chosen == {key: wanted}
 
@@ -97,7 +105,26 @@ def test_a_gain_below_the_noise_keeps_the_model(gpu: Gpu) -> None:
     def milliseconds(constants: dict[str, Any]) -> float:
         return 2.0 if constants["ROWS"] == model().rows else 1.97
 
-    assert tune.tune_call(SWIGLU, (ROWS,), gpu.timer(milliseconds))[0] == {}
+    assert faster(tune.tune_call(SWIGLU, (ROWS,), gpu.timer(milliseconds))) == {}
+
+
+def test_a_lucky_measurement_is_measured_again(gpu: Gpu) -> None:
+    """The first time of each choice but the model's is half of what it takes."""
+    met: set[tuple[int, int]] = set()
+
+    def milliseconds(constants: dict[str, Any]) -> float:
+        choice = constants["ROWS"], constants["num_warps"]
+        lucky = choice not in met and choice != (model().rows, model().warps)
+        met.add(choice)
+        return 1.0 if lucky else 2.0
+
+    outcomes = tune.tune_call(SWIGLU, (ROWS,), gpu.timer(milliseconds))
+    assert faster(outcomes) == {} and outcomes[0].best_ms == 2.0
+    assert min(trial.milliseconds or 9.0 for trial in trials(outcomes)) == 1.0
+
+
+def test_time_that_is_over_ends_the_trials(gpu: Gpu) -> None:
+    assert tune.tune_call(SWIGLU, (ROWS,), gpu.timer(lambda _: 1.0), until=0.0) == []
 
 
 @pytest.mark.parametrize(
@@ -112,9 +139,9 @@ def test_what_does_not_fit_is_not_timed(gpu: Gpu, facts: tuple[int, int, int], w
     """However fast: only the model's choice has resources that fit."""
     gpu.facts = lambda c: (0, 32, 0) if c["ROWS"] == model().rows else facts
     timer = gpu.timer(lambda c: 2.0 if c["ROWS"] == model().rows else 1.0)
-    chosen, trials = tune.tune_call(SWIGLU, (ROWS,), timer)
-    assert chosen == {}
-    dropped = [trial for trial in trials if trial.choice.rows != model().rows]
+    outcomes = tune.tune_call(SWIGLU, (ROWS,), timer)
+    assert faster(outcomes) == {}
+    dropped = [trial for trial in trials(outcomes) if trial.choice.rows != model().rows]
     assert dropped and all(why in t.reason and t.milliseconds is None for t in dropped)
 
 
@@ -125,11 +152,11 @@ def test_what_the_compiler_refuses_is_dropped(gpu: Gpu) -> None:
         return 0, 32, 0
 
     gpu.facts = facts
-    chosen, trials = tune.tune_call(
+    outcomes = tune.tune_call(
         SWIGLU, (ROWS,), gpu.timer(lambda c: 2.0 if c["ROWS"] == model().rows else 1.0)
     )
-    assert [choice.warps for choice in chosen.values()] == [model().warps]
-    assert any("out of resources" in trial.reason for trial in trials)
+    assert [choice.warps for choice in faster(outcomes).values()] == [model().warps]
+    assert any("out of resources" in trial.reason for trial in trials(outcomes))
 
 
 def test_another_result_is_dropped(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +169,9 @@ def test_another_result_is_dropped(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "run", run)
     timer = gpu.timer(lambda c: 2.0 if c["ROWS"] == model().rows else 1.0)
-    chosen, trials = tune.tune_call(SWIGLU, (ROWS,), timer)
-    assert chosen == {} and any(trial.reason == "gives another result" for trial in trials)
+    outcomes = tune.tune_call(SWIGLU, (ROWS,), timer)
+    assert faster(outcomes) == {}
+    assert any(trial.reason == "gives another result" for trial in trials(outcomes))
 
 
 def saved() -> Path:
@@ -222,21 +250,31 @@ def test_without_a_gpu_the_command_says_why(capsys: pytest.CaptureFixture[str]) 
     assert "no CUDA or ROCm GPU" in capsys.readouterr().err
 
 
-DEFAULTS = [
-    launch.tile(300, 1536, 2, H100, widest=32768),
-    launch.tile(1, 8960, 2, MI300X),
-    product.blocks(1, 1536, 8960, 2, H100),
-    product.blocks(1024, 4304, 1152, 2, RTX_3090),
-    product.blocks(1024, 4304, 1152, 4, A100),
-    flash.block(1024, 16, 72, 2, H100),
-    flash.block(6, 2, 128, 2, A100),
+CHOICES = [
+    (launch.tile, H100, (300, 1536, 2)),
+    (launch.tile, MI300X, (1, 8960, 2)),
+    (product.blocks, H100, (1, 1536, 8960, 2)),
+    (product.blocks, H100, (256, 1536, 5120, 2)),
+    (product.blocks, H100, (7, 5, 3, 2)),
+    (product.blocks, MI300X, (1024, 4304, 1152, 2)),
+    (product.blocks, RTX_3090, (1024, 4304, 1152, 2)),
+    (product.blocks, A100, (1024, 4304, 1152, 4)),
+    (product.blocks, A100, (1, 4304, 1152, 4)),
+    (flash.block, H100, (1024, 16, 72, 2)),
+    (flash.block, H100, (1024, 16, 256, 2)),
+    (flash.block, A100, (6, 2, 128, 2)),
+    (flash.block, A100, (600, 2, 128, 4)),
+    (flash.block, MI300X, (600, 2, 128, 2)),
 ]
 
 
-@pytest.mark.parametrize("default", DEFAULTS, ids=str)
-def test_neighbours_are_launchable_and_few(default: Any) -> None:
-    found = tune.neighbours(default, H100)
-    assert 0 < len(found) <= 36 and default not in found
+@pytest.mark.parametrize(("model", "device", "numbers"), CHOICES, ids=str)
+def test_neighbours_are_launchable_and_few(
+    model: Callable[..., Any], device: Device, numbers: tuple[int, ...]
+) -> None:
+    default = model(*numbers, device)
+    found = tune.neighbours(default, device, *numbers)
+    assert 0 < len(found) <= space.MOST and default not in found
     for choice in found:
         fields = asdict(choice)
         assert all(
@@ -245,8 +283,11 @@ def test_neighbours_are_launchable_and_few(default: Any) -> None:
             if name in ("rows", "columns", "units", "step", "keys", "warps")
         )
         if isinstance(choice, product.Blocks):
-            columns = default.splits * default.part
+            columns = numbers[2]
             assert choice.part % choice.step == 0
+            assert (choice.rows + choice.units) * choice.step * numbers[3] * choice.stages <= (
+                device.shared_bytes_per_block
+            )
             assert (choice.splits - 1) * choice.part < columns <= choice.splits * choice.part
 
 
