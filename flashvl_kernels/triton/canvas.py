@@ -39,7 +39,8 @@ def axis_source(position, tiles, tile, overlap, border, RULE: tl.constexpr, WAY:
         else:
             # Distances of the patch's centre in half patches: whole numbers, one rounding.
             distance = tl.where(before, 2 * (overlap - local) - 1, 2 * local + 1).to(tl.float32)
-            share = tl.where(shared, distance / tl.maximum(2 * overlap, 1).to(tl.float32), 1.0)
+            wide = tl.full(distance.shape, 1, tl.int64) * tl.maximum(2 * overlap, 1)
+            share = tl.where(shared, tl.div_rn(distance, wide.to(tl.float32)), 1.0)
         weight = tl.where(shared | (WAY == 0), share, 0.0)
     return last - before.to(last.dtype), local + tl.where(before, step, 0), weight
 

@@ -114,9 +114,12 @@ def span(at, size, out, FACTOR: tl.constexpr, POOL: tl.constexpr):  # type: igno
     elif POOL == ADAPTIVE:
         first = at * size // out
         count = ((at + 1) * size + out - 1) // out - first
-        share = 1.0 / count.to(tl.float32)
+        share = tl.div_rn(tl.full(count.shape, 1.0, tl.float32), count.to(tl.float32))
     else:
-        centre = (at.to(tl.float32) + 0.5) * (size.to(tl.float32) / out.to(tl.float32)) - 0.5
+        # Rounded as the reference rounds it: two units of it are many of a weight far along.
+        whole = tl.full(at.shape, 0.0, tl.float32)
+        scale = tl.div_rn(whole + size.to(tl.float32), whole + out.to(tl.float32))
+        centre = (at.to(tl.float32) + 0.5) * scale - 0.5
         centre = tl.maximum(centre, 0.0)
         first = tl.minimum(centre.to(tl.int64), size - 1)
         count = at * 0 + 2
