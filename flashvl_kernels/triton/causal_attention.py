@@ -78,6 +78,7 @@ def run(
     if y.numel() == 0:
         return y
     batch, tokens, heads, head_dim = q.shape
+    q, factor = flash.scaled(q, scale)
     kv_heads = k_cache.shape[1]
     group = heads // kv_heads
     device = launch.describe(q.device)
@@ -93,7 +94,7 @@ def run(
         queue(
             causal_attention_kernel, (blocks * batch * kv_heads,),
             q, k_cache, v_cache, lengths.contiguous(), y,
-            tokens, kv_heads, group, blocks, flash.scale_of(scale, head_dim), *strides,
+            tokens, kv_heads, group, blocks, factor, *strides,
             UNIT=unit, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

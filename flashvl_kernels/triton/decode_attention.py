@@ -64,7 +64,7 @@ def decode_attention_kernel(
     place = batch * kv_heads * group + head
     if SPLIT:
         place = place * shares + share
-        tl.store(tops + place, top, inside)
+        tl.store(tops + place, top * scale, inside)
         tl.store(totals + place, total, inside)
     write_rows(y, place, D, weighted(acc, total).to(y.dtype.element_ty), inside, 0, HEAD, D)
     if TAIL:
@@ -123,6 +123,7 @@ def run(
     if y.numel() == 0:
         return y
     batch, heads, head_dim = q.shape
+    q, factor = flash.scaled(q, scale)
     kv_heads, capacity = k_cache.shape[1:3]
     group = heads // kv_heads
     device = launch.describe(q.device)
@@ -144,7 +145,7 @@ def run(
         queue(
             decode_attention_kernel, (programs * shares,),
             q, k_cache, v_cache, lengths.contiguous(), partial, tops, totals,
-            kv_heads, group, blocks, shares, flash.scale_of(scale, head_dim), *strides,
+            kv_heads, group, blocks, shares, factor, *strides,
             UNIT=unit, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
             SPLIT=shares > 1, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

@@ -84,9 +84,14 @@ def why_not(q: Tensor) -> str | None:
     return None
 
 
-def scale_of(scale: float | None, head_dim: int) -> float:
-    """What takes q k^T to powers of two, which the hardware has an instruction for."""
-    return (head_dim**-0.5 if scale is None else scale) * LOG2_E
+def scaled(q: Tensor, scale: float | None) -> tuple[Tensor, float]:
+    """q, and what takes q k^T to powers of two, which the hardware has an instruction for: above 0,
+    so that the largest score is the largest before it is scaled, too. Its sign goes into q."""
+    if scale is None:
+        return q, q.shape[-1] ** -0.5 * LOG2_E
+    if scale <= 0:
+        q, scale = (-q, -scale) if scale else (q * 0, 1.0)
+    return q, scale * LOG2_E
 
 
 def unit_of(*tensors: Tensor) -> int:
@@ -146,9 +151,11 @@ def sweep(
     ALL: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """The state of the rows after keys `first` to `last`, of which row r sees those below
-    limit[r] <= keys; all of them where ALL. `scale` takes the scores to powers of two.
+    limit[r] <= keys; all of them where ALL. `scale` > 0 takes the scores to powers of two, in the
+    multiply-add that subtracts the largest: a score costs a largest, that, a power and two sums.
 
-    top: the largest score so far. total: the sum of weights. acc: the weighted values.
+    top: the largest score so far, without `scale`. total: the sum of weights. acc: the weighted
+    values.
     """
     for start in range(first, last, KEYS):
         seen = start + tl.arange(0, KEYS)
@@ -159,15 +166,14 @@ def sweep(
         if TAIL:
             k_tail = read_rows(k, key, k_token, k_channel, there, UNIT, HEAD, TAIL, D, ALL)
             scores = tl.dot(q_tail, tl.trans(k_tail), scores, input_precision="ieee")
-        scores *= scale
         if not ALL:
             scores = tl.where(seen[None, :] < limit[:, None], scores, float("-inf"))
 
         higher = tl.maximum(top, tl.max(scores, 1))
         # As long as a row has seen nothing above -inf, its weights are 0, not exp(-inf + inf).
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - level[:, None])
-        fade = tl.exp2(top - level)
+        level = tl.where(higher == float("-inf"), 0.0, higher) * scale
+        weights = tl.exp2(scores * scale - level[:, None])
+        fade = tl.exp2(top * scale - level)
         total = total * fade + tl.sum(weights, 1)
         top = higher
         weights = weights.to(q.dtype)

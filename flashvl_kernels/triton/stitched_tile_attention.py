@@ -24,10 +24,6 @@ from flashvl_kernels.triton.flash import Block, attend, weighted, write_rows
 EXPECT = {"stitched_tile_attention_kernel": Expect(tensor_cores=True)}
 
 
-BLENDED = Block(32, 16, 4, 2)
-"""The block of positions that tiles share: it holds two results, and 32 keys spilled."""
-
-
 @triton.jit
 def segment_of(index, tiles, tile, border, before, after, step, BLEND: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where the `index`-th segment of an axis lies: its first tile, how many tiles cover it, its
@@ -128,6 +124,16 @@ def stitched_tile_attention_kernel(
         write_rows(y, canvas, heads * D, sums_tail.to(y.dtype.element_ty), inside, HEAD, TAIL, D)
 
 
+def blended(rows: int, heads: int, head_dim: int, itemsize: int, device: launch.Device) -> Block:
+    """The block of positions that tiles share, which holds two results. On sm_90 8 warps hold 64
+    rows of them, in 234 registers at 128 channels, as wgmma's least is; with mma.sync 32 rows of 32
+    keys spilled."""
+    if itemsize != 2:
+        return flash.block(rows, heads, head_dim, itemsize, device)
+    wide = device.capability == 90 and sum(flash.split(head_dim, itemsize)) <= 128
+    return Block(64, 32, 8, 2) if wide else Block(32, 16, 4, 2)
+
+
 def longest_part(tiles: int, grid: TileGrid, before: int, after: int) -> int:
     """The most positions of an axis of `tiles` tiles that are one tile's own."""
     if tiles == 1:
@@ -151,6 +157,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None, *flat: int | str) 
     """The canvas [B, canvas_len, H, D] of tiles [B*T, t*t, H, D]."""
     grid = TileGrid.from_flat(flat)
     heads, head_dim = q.shape[2:]
+    q, factor = flash.scaled(q, scale)
     images = q.shape[0] // grid.tiles
     y = q.new_empty((images, grid.canvas_len, heads, head_dim))
     if y.numel() == 0:
@@ -161,10 +168,10 @@ def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None, *flat: int | str) 
     if blend:
         before = after = grid.overlap
     parts = [longest_part(tiles, grid, before, after) for tiles in (grid.rows, grid.cols)]
-    launch_rectangles(q, k, v, scale, grid, y, (before, after), parts[0] * parts[1], blend=False)
+    launch_rectangles(q, k, v, factor, grid, y, (before, after), parts[0] * parts[1], blend=False)
     if blend:
         most = grid.overlap * max(*parts, grid.overlap)
-        launch_rectangles(q, k, v, scale, grid, y, (before, after), most, blend=True)
+        launch_rectangles(q, k, v, factor, grid, y, (before, after), most, blend=True)
     return y
 
 
@@ -172,7 +179,7 @@ def launch_rectangles(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scale: float | None,
+    factor: float,
     grid: TileGrid,
     y: Tensor,
     cut: tuple[int, int],
@@ -187,12 +194,11 @@ def launch_rectangles(
     rectangles = y.shape[0] * bands * lanes
     if rectangles == 0 or most == 0:
         return
-    shape = BLENDED
-    if not blend or size != 2:
-        shape = tuned.choose(
-            "stitched_tile_attention_kernel", flash.block,
-            most, rectangles * heads, head_dim, size, device,
-        )  # fmt: skip
+    shape = tuned.choose(
+        f"stitched_tile_attention_kernel{' blend' if blend else ''}",
+        blended if blend else flash.block,
+        most, rectangles * heads, head_dim, size, device,
+    )  # fmt: skip
     blocks = launch.ceil_div(most, shape.rows)
     unit = flash.unit_of(q, k, v)
     strides = [n for t in (q, k, v) for n in flash.strides_of(t, unit)]
@@ -201,7 +207,7 @@ def launch_rectangles(
         queue(
             stitched_tile_attention_kernel, (rectangles * blocks * heads,),
             q, k, v, y, heads, grid.rows, grid.cols, grid.tile, grid.overlap, grid.border,
-            *cut, blocks, flash.scale_of(scale, head_dim), *strides,
+            *cut, blocks, factor, *strides,
             BLEND=blend, LINEAR=grid.rule == "linear", UNIT=unit, D=head_dim,
             HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
             num_warps=shape.warps, num_stages=shape.stages,

@@ -90,6 +90,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
     if y.numel() == 0:
         return y
     tokens, heads, head_dim = q.shape[-3:]
+    q, factor = flash.scaled(q, scale)
     unit = flash.unit_of(q, k, v)
     strides = [flash.strides_of(t, unit) for t in (q, k, v)]
     if lengths is not None:
@@ -112,7 +113,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
         queue(
             tile_attention_kernel, (parts * heads,),
             q, k, v, q if lengths is None else lengths.contiguous(), y,
-            tiles, tokens, heads, flash.scale_of(scale, head_dim),
+            tiles, tokens, heads, factor,
             *strides[0], *strides[1], *strides[2],
             PACKED=lengths is not None, TILES=launch.power_of_two(tiles) if lengths is not None
             else 1, UNIT=unit, D=head_dim, HEAD=head, TAIL=tail, ROWS=shape.rows, KEYS=shape.keys,
