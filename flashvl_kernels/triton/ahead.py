@@ -25,6 +25,9 @@ from torch import Tensor
 from flashvl_kernels.gpu import Device
 from flashvl_kernels.triton import launch
 
+GRACE = 20.0
+"""Seconds that kernels under way have when the time is over."""
+
 Target = tuple[str, int | str, int]
 """Backend, architecture and warp, as Triton's GPUTarget takes them."""
 
@@ -122,10 +125,12 @@ def compile_all(
     started: dict[Future[str], Kernel] = {pool.submit(_compile, each): each for each in kernels}
     try:
         wait(started, max(min(until - time.monotonic(), threading.TIMEOUT_MAX), 0))
+        running = [future for future in started if not future.cancel()]
+        wait(running, GRACE)
     finally:
-        pool.shutdown(cancel_futures=True)
-    for future, kernel in started.items():
-        if not future.cancelled():
+        pool.shutdown(wait=False, cancel_futures=True)
+    for future in running:
+        if future.done():
             lost = future.exception()  # a process that was killed takes all others' with it
-            done[kernel] = future.result() if lost is None else repr(lost)
+            done[started[future]] = future.result() if lost is None else repr(lost)
     return done
