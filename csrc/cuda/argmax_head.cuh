@@ -21,8 +21,8 @@ constexpr int kHeadWords = kHeadWarps * kWordsATile;  // of a block at a time
 // own.
 constexpr int kKeyPitch = kHeadWords + 2;
 // Blocks a multiprocessor holds at least: in fp32 the sums of eight rows take the registers of two.
-template <class T>
-constexpr int kHeadBlocks = sizeof(T) == 4 ? 1 : 2;
+template <class T, int kFormat>
+constexpr int kHeadBlocks = sizeof(T) == 4 ? 1 : (kFormat == 0 ? 3 : 2);
 
 template <class T, int kFormat>
 struct ArgmaxHeadArgs {
@@ -158,7 +158,7 @@ __device__ __forceinline__ void store_best(const ArgmaxHeadArgs<T, kFormat>& arg
 
 // The grid is (groups of rows, blocks of words): groups run beside each other over the same words.
 template <class T, int kFormat, bool kWide>
-__global__ void __launch_bounds__(kHeadThreads, kHeadBlocks<T>)
+__global__ void __launch_bounds__(kHeadThreads, kHeadBlocks<T, kFormat>)
     argmax_head_kernel(ArgmaxHeadArgs<T, kFormat> args) {
   using V = Vocabulary<T, kFormat>;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * args.rows_at_once;

@@ -13,15 +13,15 @@
 
 namespace flashvl::cuda {
 
-// At most; and blocks a multiprocessor holds at least, so that 384 threads of 6144 elements, with
-// two loads of 16 bytes each, are there twice: 24 KiB under way, where an H100 needs 18 (3.35 TB/s,
-// 700 ns). A sum of several tokens has four loads a thread under way, and takes its registers.
+// At most; and blocks of that many a multiprocessor holds at least. Registers admit four of 192, in
+// which 4608 elements are three loads of 16 bytes a thread under way. A sum of several tokens has
+// four loads a thread under way, and takes its registers.
 constexpr int kCompressThreads = 384;
 template <bool kPool>
 constexpr int kCompressBlocks = kPool ? 1 : 2;
-// Vectors a thread holds at most: 6144 elements of 16 bits, 3072 where each is a sum of several.
+// Vectors a thread holds at most: 9216 elements of 16 bits, 3072 where each is a sum of several.
 template <bool kPool>
-constexpr int kCompressHeld = kPool ? 1 : 2;
+constexpr int kCompressHeld = kPool ? 1 : 3;
 
 // Four lanes hold the same columns of a block's four tokens; they trade 32-bit words, so that each
 // ends with neighbouring channels in torch.nn.Unfold's order, where the token runs fastest.

@@ -15,8 +15,12 @@ namespace flashvl::cuda {
 
 // Heads of a thread.
 constexpr int kRopeHeads = 4;
-// Blocks a multiprocessor holds at least: 64 KiB under way.
+// Blocks a multiprocessor holds at least; sm_120 spills with three.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kRopeBlocks = 2;
+#else
+constexpr int kRopeBlocks = 3;
+#endif
 
 // cos or sin [positions, half]: one of the pointers is null.
 template <class T>

@@ -33,8 +33,8 @@ ROWS = 8
 MOST = 128
 """The most words asked for: BestWords::kMost."""
 FORMATS = ("bf16", "int8", "int4")
-RESIDENT = 2
-"""Blocks that the registers of a multiprocessor hold."""
+RESIDENT = {"bf16": 3, "int8": 2, "int4": 2}
+"""Blocks that the registers of a multiprocessor hold, by format: kHeadBlocks."""
 STATIC_BYTES = 2 * KIB
 """More than a block takes beside its dynamic shared memory, the system's part included."""
 LEAST_SHARED = 96 * KIB
@@ -74,7 +74,9 @@ def plan(
     while at_once > 1 and shared_bytes(at_once, columns, itemsize, format) > limit:
         at_once -= 1
     shared = shared_bytes(at_once, columns, itemsize, format)
-    resident = min(RESIDENT, device.shared_bytes_per_multiprocessor // (shared + STATIC_BYTES))
+    resident = min(
+        RESIDENT[format], device.shared_bytes_per_multiprocessor // (shared + STATIC_BYTES)
+    )
     groups = ceil_div(rows, at_once)
     share = device.multiprocessors * max(resident, 1) // groups
     return HeadPlan(at_once, groups, min(ceil_div(words, WORDS), max(share, 1)), shared)

@@ -26,8 +26,6 @@ WARPS_A_BLOCK = 4
 """Where a warp has a row: 128 threads leave the scheduler room to place the tail."""
 BLOCK_THREADS = 512
 """At most, where a block has a row; csrc/cuda/norm_row.cuh bounds its registers by it."""
-RESIDENT_THREADS = (384, 256)
-"""On a multiprocessor at once, by whether a thread holds more than 4 vectors: kNormBlocks."""
 HELD_BY_WARP = (2, 4, 8)
 HELD_BY_BLOCK = (1, 2, 4)
 """Vectors a thread may hold; each is one instance of the kernel."""
@@ -49,8 +47,9 @@ def plan(rows: int, columns: int, vector: int, device: Device) -> NormPlan:
     """The launch for `rows` rows of `columns` elements, read `vector` at a time.
 
     A warp a row needs no barrier, so it is taken wherever registers hold the row and the rows give
-    every multiprocessor a block. The grid is at most what runs at once: a block goes on to further
-    rows with the weight in its first-level cache.
+    every multiprocessor a block. The grid is at most twice what can run at once: a block goes on to
+    further rows with the weight in its first-level cache, and the loads of one warp lie under the
+    sums and stores of another.
     """
     vectors = ceil_div(columns, vector)
     by_warp = ceil_div(vectors, WARP)
@@ -66,9 +65,8 @@ def plan(rows: int, columns: int, vector: int, device: Device) -> NormPlan:
         by_block_held = HELD_BY_BLOCK if vector > 1 else ()
         held = next((h for h in by_block_held if h >= needed), 0)
         a_block, block_row = 1, True
-    resident = RESIDENT_THREADS[held > HELD_BY_BLOCK[-1]] // (threads * a_block)
-    at_once = device.multiprocessors * max(resident, 1)
-    grid = min(ceil_div(rows, a_block), at_once)
+    resident = device.threads_per_multiprocessor // (threads * a_block)
+    grid = min(ceil_div(rows, a_block), device.multiprocessors * max(resident, 1))
     return NormPlan(vector, held, block_row, grid, (threads, a_block))
 
 
