@@ -49,18 +49,34 @@ def _cached(
     return plain
 
 
+def _places(side: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch of a square image."""
+    return torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+
+
 def _multimodal(m: Maker) -> Call:
     """Qwen2-VL's M-RoPE: 14 tokens of text, an image of 16x16, and 30 of text. Of a token's 64
     angles, 16 turn with its place in time, 24 with its row and 24 with its column; text has the
     same number for all three. So the tables have a row a token."""
     side, before, after = 16, 14, 30
-    rows, columns = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+    rows, columns = _places(side)
     image = torch.stack((torch.zeros_like(rows), rows, columns)) + before
     first, last = torch.arange(before), torch.arange(after) + before + side
     places = torch.cat((first.expand(3, -1), image, last.expand(3, -1)), 1)
     turned = places.T.repeat_interleave(torch.tensor((16, 24, 24)), 1)
     angles = turned * 1e6 ** -(torch.arange(64) / 64)
     made = _call(m, (12, 2, 128), before + side**2 + after)
+    return _with(made, cos=angles.cos().to(m.device), sin=angles.sin().to(m.device))
+
+
+def _patches(m: Maker) -> Call:
+    """A layer of Qwen2-VL's encoder on 32x32 patches: 16 heads of 80. Of their 40 angles, half turn
+    with the row of a patch and half with its column."""
+    side, half = 32, 40
+    rows, columns = _places(side)
+    frequencies = 1e4 ** -(torch.arange(half // 2) / (half // 2))
+    angles = torch.cat((rows[:, None] * frequencies, columns[:, None] * frequencies), 1)
+    made = _call(m, (16, 16, 2 * half), side**2)
     return _with(made, cos=angles.cos().to(m.device), sin=angles.sin().to(m.device))
 
 
@@ -216,6 +232,7 @@ SAMPLES = (
         family="flash-vl",
     ),
     Sample("Qwen2-VL prefill of 300, M-RoPE", _multimodal, "bench", family="qwen2-vl"),
+    Sample("Qwen2-VL ViT, 32x32 patches", _patches, "bench", family="qwen2-vl"),
     Sample(
         "InternLM2.5-1.8B prefill of 300",
         lambda m: _call(m, (16, 8, 128), 300, None, 32768),

@@ -87,8 +87,8 @@ def run(
         tokens * group, batch * kv_heads, head_dim, q.element_size(), device,
     )  # fmt: skip
     blocks = launch.ceil_div(tokens * group, shape.rows)
-    unit = flash.unit_of(q, k_cache, v_cache)
-    strides = [n for t in (q, k_cache, v_cache) for n in flash.strides_of(t, unit)]
+    unit = launch.unit_of(q, k_cache, v_cache)
+    strides = [n for t in (q, k_cache, v_cache) for n in launch.strides_of(t, unit)]
     head, tail = flash.split(head_dim, q.element_size())
     with launch.on(q):
         queue(

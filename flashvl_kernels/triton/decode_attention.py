@@ -134,8 +134,8 @@ def run(
     blocks = launch.ceil_div(group, shape.rows)
     programs = batch * kv_heads * blocks
     shares = shares_of(programs, capacity, shape.keys, device)
-    unit = flash.unit_of(q, k_cache, v_cache)
-    strides = [n for t in (q, k_cache, v_cache) for n in flash.strides_of(t, unit)]
+    unit = launch.unit_of(q, k_cache, v_cache)
+    strides = [n for t in (q, k_cache, v_cache) for n in launch.strides_of(t, unit)]
     head, tail = flash.split(head_dim, q.element_size())
     partial, tops, totals = y, y, y
     if shares > 1:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvl_kernels.triton.launch import VECTOR_BYTES, Device, power_of_two
+from flashvl_kernels.triton.launch import Device, power_of_two
 
 LOG2_E = 1.4426950408889634
 WIDEST = 256
@@ -92,22 +92,6 @@ def scaled(q: Tensor, scale: float | None) -> tuple[Tensor, float]:
     if scale <= 0:
         q, scale = (-q, -scale) if scale else (q * 0, 1.0)
     return q, scale * LOG2_E
-
-
-def unit_of(*tensors: Tensor) -> int:
-    """The elements that all strides of the tensors' tokens and heads are multiples of: a vector's,
-    or 1. A compiler that knows it reads vectors where 16 divides no stride: heads of 72 channels.
-    """
-    vector = VECTOR_BYTES // tensors[0].element_size()
-    steps = (n for t in tensors for n in t.stride()[:-1])
-    whole = all(step % vector == 0 for step in steps) and all(t.stride(-1) == 1 for t in tensors)
-    return vector if whole else 1
-
-
-def strides_of(tensor: Tensor, unit: int) -> tuple[int, ...]:
-    """What a kernel takes: strides in units of `unit`, but for the last one, in elements."""
-    *outer, channel = tensor.stride()
-    return (*(stride // unit for stride in outer), channel)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
-"""What Triton launches are made from: the shape of a tile, the rows of a tensor."""
+"""What Triton launches are made from: the shape of a tile, the rows of a tensor, its strides."""
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -29,7 +30,9 @@ __all__ = [
     "on",
     "power_of_two",
     "rows_of",
+    "strides_of",
     "tile",
+    "unit_of",
 ]
 
 
@@ -103,3 +106,20 @@ def rows_of(tensor: Tensor, count: int | None = None) -> Rows:
         count = tensor.numel() // columns if columns else 0
     (_, outer), (inner, within) = [(1, 0)] * (2 - len(axes)) + axes
     return Rows(tensor, count, columns, inner, outer, within, tensor.stride(-1))
+
+
+def unit_of(*tensors: Tensor, length: int = 0) -> int:
+    """The elements that `length` and all strides but those of channels are multiples of: as many as
+    an access of the first tensor's dtype moves, or a smaller power of two.
+
+    Triton knows whether an integer is a multiple of 16, and of nothing less: told this, it moves
+    vectors where the stride of a head is 72, or half a head 40 channels long.
+    """
+    strides = (stride for tensor in tensors for stride in tensor.stride()[:-1])
+    return math.gcd(VECTOR_BYTES // tensors[0].element_size(), length, *strides)
+
+
+def strides_of(tensor: Tensor, unit: int) -> tuple[int, ...]:
+    """What a kernel takes: strides in units of `unit`, but for the last one, in elements."""
+    *outer, channel = tensor.stride()
+    return (*(stride // unit for stride in outer), channel)

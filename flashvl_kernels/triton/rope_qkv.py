@@ -5,6 +5,9 @@ goes to. Keys and values go into a cache of any strides; without one, into tenso
 described as a cache of one sequence (Su et al., arXiv 2104.09864, in the half-split layout of
 GPT-NeoX, Llama and Qwen2). Bound by bytes: 3 FLOPs an element; the tables stay in the L2, for all
 heads of a row read the same. Rotated in fp32 and rounded once.
+
+Half a head and the strides are counted in vectors (`launch.unit_of`): 16 divides neither 36 nor 40,
+the halves of heads of 72 and 80, which Triton would move channel by channel.
 """
 
 from __future__ import annotations
@@ -30,15 +33,18 @@ BIT_EQUAL = 0.99
 @triton.jit
 def rope_qkv_kernel(
     qkv, cos, sin, positions, slots, q, k, v,
-    units, heads, kv_heads, half, table_rows, sequences, capacity,
+    units, heads, kv_heads, half_vectors, table_rows, sequences, capacity,
     row_stride, stride, cos_stride, cos_channel_stride, sin_stride, sin_channel_stride,
     positions_stride, slots_stride,
     k_sequence_stride, k_head_stride, k_stride, k_channel_stride,
     v_sequence_stride, v_head_stride, v_stride, v_channel_stride,
-    POSITIONS: tl.constexpr, SLOTS: tl.constexpr, UNITS: tl.constexpr, HALF: tl.constexpr,
+    POSITIONS: tl.constexpr, SLOTS: tl.constexpr, VECTOR: tl.constexpr, UNITS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """A unit is one head of one row. q [rows, heads, 2 half]; k and v [sequences, kv_heads,
-    capacity, 2 half], written at slots, or at the row's own number without SLOTS."""
+    capacity, 2 half], written at slots, or at the row's own number without SLOTS. half_vectors and
+    the strides count VECTOR elements, but for those of channels, positions and slots."""
+    half = half_vectors * VECTOR
     unit = tl.program_id(0).to(tl.int64) * UNITS + tl.arange(0, UNITS)
     channel = tl.arange(0, HALF)[None, :].to(tl.int64)
     # One load a head, before the axis of channels joins: a thread would repeat it for each of its.
@@ -53,12 +59,12 @@ def rope_qkv_kernel(
     inside = (unit < units) & (channel < half)
     rotated = head < heads + kv_heads
 
-    source = qkv + row * row_stride + (head * 2 * half + channel) * stride
+    source = qkv + row * row_stride * VECTOR + (head * 2 * half + channel) * stride
     left = tl.load(source, inside, 0.0).to(tl.float32)
     right = tl.load(source + half * stride, inside, 0.0).to(tl.float32)
     turned = inside & rotated & (position >= 0) & (position < table_rows)
-    cos_at = cos + position * cos_stride + channel * cos_channel_stride
-    sin_at = sin + position * sin_stride + channel * sin_channel_stride
+    cos_at = cos + position * cos_stride * VECTOR + channel * cos_channel_stride
+    sin_at = sin + position * sin_stride * VECTOR + channel * sin_channel_stride
     c = tl.load(cos_at, turned, 0.0).to(tl.float32)
     s = tl.load(sin_at, turned, 0.0).to(tl.float32)
     low = tl.where(rotated, left * c - right * s, left).to(q.dtype.element_ty)
@@ -73,13 +79,14 @@ def rope_qkv_kernel(
     reserved = tl.maximum(capacity, 1)
     sequence, place = slot // reserved, slot % reserved
     key = kept & (head >= heads) & rotated
-    k_at = k + sequence * k_sequence_stride + (head - heads) * k_head_stride
-    k_at += place * k_stride + channel * k_channel_stride
+    k_at = sequence * k_sequence_stride + (head - heads) * k_head_stride + place * k_stride
+    k_at = k + k_at * VECTOR + channel * k_channel_stride
     tl.store(k_at, low, key)
     tl.store(k_at + half * k_channel_stride, high, key)
     value = kept & (rotated == 0)
-    v_at = v + sequence * v_sequence_stride + (head - heads - kv_heads) * v_head_stride
-    v_at += place * v_stride + channel * v_channel_stride
+    v_head = head - heads - kv_heads
+    v_at = sequence * v_sequence_stride + v_head * v_head_stride + place * v_stride
+    v_at = v + v_at * VECTOR + channel * v_channel_stride
     tl.store(v_at, low, value)
     tl.store(v_at + half * v_channel_stride, high, value)
 
@@ -120,16 +127,18 @@ def rotate(
     # Both halves of a head count as its bytes.
     device = launch.describe(qkv.device)
     shape = tuned.choose("rope_qkv_kernel", tile, units, half, qkv.element_size(), device)
+    vector = launch.unit_of(qkv, cos, sin, k, v, length=half)
+    strides = [launch.strides_of(tensor, vector) for tensor in (qkv, cos, sin, k, v)]
     with launch.on(qkv):
         queue(
             rope_qkv_kernel, (launch.ceil_div(units, shape.rows),),
             qkv, cos, sin, cos if positions is None else positions,
             cos if slots is None else slots, q, k, v,
-            units, heads, kv_heads, half, cos.shape[0], k.shape[0], k.shape[2],
-            *qkv.stride(), *cos.stride(), *sin.stride(),
+            units, heads, kv_heads, half // vector, cos.shape[0], k.shape[0], k.shape[2],
+            *strides[0], *strides[1], *strides[2],
             0 if positions is None else positions.stride(0),
-            0 if slots is None else slots.stride(0), *k.stride(), *v.stride(),
-            POSITIONS=positions is not None, SLOTS=slots is not None,
+            0 if slots is None else slots.stride(0), *strides[3], *strides[4],
+            POSITIONS=positions is not None, SLOTS=slots is not None, VECTOR=vector,
             UNITS=shape.rows, HALF=shape.columns, num_warps=shape.warps,
         )  # fmt: skip
     return q

@@ -200,8 +200,8 @@ def launch_rectangles(
         most, rectangles * heads, head_dim, size, device,
     )  # fmt: skip
     blocks = launch.ceil_div(most, shape.rows)
-    unit = flash.unit_of(q, k, v)
-    strides = [n for t in (q, k, v) for n in flash.strides_of(t, unit)]
+    unit = launch.unit_of(q, k, v)
+    strides = [n for t in (q, k, v) for n in launch.strides_of(t, unit)]
     head, tail = flash.split(head_dim, size)
     with launch.on(q):
         queue(

@@ -91,8 +91,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | 
         return y
     tokens, heads, head_dim = q.shape[-3:]
     q, factor = flash.scaled(q, scale)
-    unit = flash.unit_of(q, k, v)
-    strides = [flash.strides_of(t, unit) for t in (q, k, v)]
+    unit = launch.unit_of(q, k, v)
+    strides = [launch.strides_of(t, unit) for t in (q, k, v)]
     if lengths is not None:
         strides = [(0, *stride) for stride in strides]
     tiles = q.shape[0] if lengths is None else lengths.shape[0]

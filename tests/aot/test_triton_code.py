@@ -7,6 +7,7 @@ Registers, shared memory and accesses are compared with tests/aot/triton_budget.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -100,6 +101,18 @@ def test_narrow_accesses_are_seen(arch: str) -> None:
     compiled = triton_compile.build(replace(launch, args=odd), arch)
     read = triton_compile.read_amdgcn if arch == "gfx942" else triton_compile.read_ptx
     assert read(compiled)["narrow"] > 0
+
+
+@pytest.mark.parametrize(("head_dim", "bits"), [(128, 128), (80, 128), (72, 64)])
+def test_half_a_head_moves_in_vectors(head_dim: int, bits: int) -> None:
+    """16 divides neither 40 nor 36 channels, so that Triton has to be told what does."""
+    qkv = torch.empty(64, 3 * 4 * head_dim, dtype=torch.bfloat16, device="meta")
+    cos, sin = torch.empty(2, 64, head_dim // 2, device="meta")
+    (launch,) = triton_compile.launches("rope_qkv", (qkv, cos, sin, None, 4, 4), "sm_90")
+    code = triton_compile.build(launch, "sm_90").asm["ptx"]
+    accesses = re.findall(r"(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)", code)
+    widths = {int(many or 1) * int(width) for many, width in accesses}
+    assert min(widths) == bits, widths
 
 
 def test_spills_are_seen() -> None:

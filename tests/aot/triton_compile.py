@@ -94,29 +94,33 @@ class Launch:
 
 def record(job: Job) -> list[Launch]:
     """The launches of the job's call, in order. Raises where the kernel refuses the call."""
-    from triton.runtime.jit import JITFunction
-
     spec = REGISTRY[job.op]
     (sample,) = (s for s in spec.samples if s.kind == "bench" and s.name == job.sample)
     built = sample.make(MetaMaker(DTYPES[job.dtype], "meta"))
     args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (built.args, built.kwargs))
-    flat = capture(spec.function, *args, **kwargs)[1]
-    kernels = backend.module(job.op)
+    return launches(job.op, capture(spec.function, *args, **kwargs)[1], job.arch)
+
+
+def launches(op: str, flat: tuple[Any, ...], arch: str) -> list[Launch]:
+    """What a call with schema arguments on the meta device launches, on a GPU of `arch`."""
+    from triton.runtime.jit import JITFunction
+
+    kernels = backend.module(op)
     refused = kernels.why_not(*flat)
     if refused is not None:
-        raise AssertionError(f"{job} is not supported: {refused}")
-    launches: list[Launch] = []
+        raise AssertionError(f"{op} for {arch} is not supported: {refused}")
+    found: list[Launch] = []
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.append(Launch(kernel, args, kwargs))
+        found.append(Launch(kernel, args, kwargs))
 
-    device = TARGETS[job.arch]
+    device = TARGETS[arch]
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch("flashvl_kernels.triton.launch.describe", lambda _: device),
     ):
         kernels.run(*flat)
-    return launches
+    return found
 
 
 def build(launch: Launch, arch: str) -> Any:

@@ -67,3 +67,16 @@ def test_rows_of_describes_the_elements_in_order(name: str) -> None:
     assert torch.equal(torch.stack(read), tensor.reshape(-1))
     copied = rows.tensor.data_ptr() != tensor.data_ptr()
     assert copied == (name == "two gaps"), "only a third axis costs a copy"
+
+
+def test_strides_are_counted_in_what_divides_them_all() -> None:
+    heads = torch.empty(5, 3, 72, dtype=torch.bfloat16)
+    assert launch.unit_of(heads) == 8
+    assert launch.unit_of(heads, length=36) == 4
+    assert launch.unit_of(heads, torch.empty(9, 3)) == 1
+    assert launch.unit_of(heads.float(), length=40) == 4, "an access moves 4 elements"
+    assert launch.unit_of(torch.empty(7), length=2) == 2, "the stride of a channel counts not"
+    assert launch.strides_of(heads, 8) == (27, 9, 1)
+    assert launch.strides_of(heads.transpose(0, 1)[..., ::2], 8) == (9, 27, 2)
+    expanded = heads[:1].expand(5, 3, 72)
+    assert launch.unit_of(expanded) == 8 and launch.strides_of(expanded, 8) == (0, 9, 1)

@@ -24,7 +24,7 @@ FAULTS = (
     ),
     Planted(
         "the tables' rows lie dense",
-        "cos + position * cos_stride",
+        "cos + position * cos_stride * VECTOR",
         "cos + position * half",
         "gaps everywhere",
         "wrong",

@@ -20,7 +20,7 @@ FAULTS = (
     Planted(
         "values through the strides of a dense cache",
         "place * v_stride",
-        "place * 2 * half",
+        "place * 2 * half_vectors",
         "views of a cache",
         "outside|race|wrong",
         file="rope_qkv",
