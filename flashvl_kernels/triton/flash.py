@@ -53,7 +53,8 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
     tcgen05 read keys and values from shared memory, 64 at a time; mma.sync and AMD's read them from
     registers, which 64 overflow (sm_120 spilled 72 bytes a thread at 72 channels), and so do 128
     rows of 128 channels. tcgen05 results of 64 such rows need 8 warps to be rescaled (4 spilled
-    120 bytes). Exact fp32 products run outside the tensor cores: small blocks.
+    120 bytes); 128, the rows of its instruction, take 206 registers of 8 warps, where ptxas gave 64
+    only 128 and spilled 24 bytes. Exact fp32 products run outside the tensor cores: small blocks.
 
     At 128 channels a thread of 4 warps holds 64 registers of results, 32 of scores or of their
     weights, with mma.sync 32 of q, and up to 32 of addresses of keys and values on their way:
@@ -69,7 +70,7 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
             return Block(16, 16, 4, 1)
         return Block(min(short, 32), 32, 8 if width > 80 else 4, 1)
     hopper, blackwell = device.capability == 90, 100 <= device.capability < 120
-    fits = width <= (128 if hopper else 80)
+    fits = width <= (128 if hopper or blackwell else 80)
     enough = heads * -(-rows // 128) >= device.multiprocessors
     taken = min(short, 128 if fits and enough else 64)
     keys = 64 if (hopper or blackwell) and width <= 128 else 32

@@ -71,7 +71,7 @@ def product_kernel(
     w_rows = w + unit * w_row_stride
     scale_rows = scale + unit * scale_row_stride
 
-    start = tl.program_id(1) * part
+    start = tl.program_id(1) * part if SPLIT else 0
     sums = tl.zeros((ROWS, UNITS), tl.float32)
     for first in range(start, min(start + part, columns), STEP):
         column = first + tl.arange(0, STEP)[None, :].to(tl.int64)

@@ -129,11 +129,16 @@ def blocks(
     results a tile read 1/64 of an operand each; halved while processors would go without. A
     processor of 100 KiB gets three stages, two programs of few rows beside each other. fp32
     multiplies on the plain cores, with operands in registers, and stays at 64 x 64; its steps of 16
-    columns are the chains of `add_product`.
+    columns are the chains of `add_product`. mma.sync has a step of both gated tiles in registers,
+    255 a thread with 64 columns, of which sm_120 spilled 32 bytes: it takes 32 columns, in twice
+    the stages.
     """
     height = min(max(launch.power_of_two(rows), 16), 64 if itemsize == 4 else 128)
     width = 64 if height < 128 or gated else 128
     step = 16 if itemsize == 4 else 128 if height <= 32 else 64
+    halved = gated and step == 64 and device.capability == 120
+    if halved:
+        step = 32
 
     def tiles() -> int:
         return launch.ceil_div(rows, height) * launch.ceil_div(units, width)
@@ -146,7 +151,7 @@ def blocks(
     splits = 1 if gated else max(min(device.multiprocessors // max(tiles(), 1), steps // 2), 1)
     part = launch.ceil_div(steps, splits) * step
     stage = (height + width * (2 if gated else 1)) * step * itemsize
-    most = 4 if device.shared_bytes_per_block >= 163840 else 3
+    most = (4 if device.shared_bytes_per_block >= 163840 else 3) * (2 if halved else 1)
     stages = 2 if device.amd else max(min(most, device.shared_bytes_per_block // stage), 2)
     splits = launch.ceil_div(columns, part) if part else 1
     warps = 8 if height == 128 and not device.amd else 4
