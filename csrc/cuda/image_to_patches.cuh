@@ -1,14 +1,14 @@
 // A uint8 image resized, cut into overlapping tiles, normalised and laid out as patches.
 //
 // Pillow's antialiased bicubic is one filter an axis, each rounded to uint8 (image_filter.cuh), so
-// the result is Pillow's, bit for bit. A block makes neighbouring tokens in some rows of a tile:
-// the first pass over the lines that they need leaves bytes in shared memory whose neighbours lie
-// along the other axis, for the last, which filters what is normalised and written. Nothing but
-// image, weights and patches is in memory, and the image's bytes that several blocks need come from
-// the L2 cache. Where those bytes do not fit (images reduced some thirty times), they are left in
-// memory as planes by a launch of their own. An axis that keeps its size has no first pass. Bound
-// by the bytes of the image where it is large, and not far from that by the products: 2.3
-// operations each, 4 times the reduction for each value of a pass.
+// the result is Pillow's, bit for bit. A block makes neighbouring tokens in some rows of a tile. It
+// goes down the rows of the image that these need, some at a time, each in one run of bytes; the
+// first pass leaves bytes in shared memory for the last, which filters what is normalised and
+// written. Nothing but image, weights and patches is in memory, and the image's bytes that several
+// blocks need come from the L2 cache. Where those bytes do not fit (images reduced some thirty
+// times), they are left in memory as an image by a launch of their own. An axis that keeps its size
+// has no first pass. Bound by the bytes of the image where it is large, and not far from that by
+// the products: 2.3 operations each, 4 times the reduction for each value of a pass.
 #pragma once
 
 #include "image_filter.cuh"
@@ -17,41 +17,114 @@ namespace flashvl::cuda {
 
 constexpr int kImageThreads = 256;
 
-// planes: [3, outputs, pitch], a line of the source at each place of a row.
+struct Span {
+  int begin, end;
+
+  __device__ __forceinline__ int count() const { return end - begin; }
+  // The next `size` from `at` on, or as many as are left.
+  __device__ __forceinline__ Span part(int at, int size) const { return {at, min(at + size, end)}; }
+};
+
+// What a block stages of a source at a time: so many outputs of a filter, and lines along it.
+struct Stage {
+  int outputs, lines, slots, pitch, unit;
+};
+
+__device__ __forceinline__ int whole_fours(int count) { return (count + 3) / 4 * 4; }
+
+// Filters part of the source, staged at the beginning of shared memory: calls along(output, y,
+// sums) or down(output, word, sums). Others may write there after a barrier.
+template <class A, class D>
+__device__ __forceinline__ void filter_part(const Pixels& source, const Taps& taps,
+                                            const Stage& stage_of, bool goes_down,
+                                            const Span& outputs, const Span& lines, A along,
+                                            D down) {
+  const int start = taps.start(outputs.begin), stop = taps.stop(outputs.end - 1);
+  Staged staged{dynamic_shared<uint8_t>(),
+                stage_of.pitch,
+                stage_of.unit,
+                lines.begin,
+                stage_of.slots,
+                start,
+                stop - start};
+  if (goes_down) {
+    staged.first_row = start;
+    staged.first_pixel = lines.begin;
+    staged.pixels = whole_fours(lines.count());
+    stage(source, staged, start, stop);
+  } else {
+    stage(source, staged, lines.begin, lines.end);
+  }
+  sync_block();  // the rows are there
+  if (goes_down) {
+    filter_down<3>(taps, outputs.begin, outputs.end, staged, down);
+  } else {
+    filter_along(taps, outputs.begin, outputs.end, staged, lines.begin, lines.count(), along);
+  }
+}
+
+// image: uint8 [rows, pitch], pixels of three bytes: the result of a pass along one axis.
 struct ResizeArgs {
   Pixels source;
   Filter filter;
-  Global<uint8_t> planes;
-  int64_t plane_pitch;
-  int outputs;
-  // Of a block: outputs and lines, bytes between the staged lines, and bytes of them all.
-  int outputs_at_once, lines_at_once, pitch, staged_bytes;
+  Global<uint8_t> image;
+  int64_t image_pitch;
+  int outputs, lines, down;
+  Stage stage;
+  int result_pitch, result_offset, taps_offset;  // bytes of shared memory
 };
 
 // The grid is the blocks of outputs times those of lines, the outputs running fastest.
 template <int kChannels>
 __global__ void __launch_bounds__(kImageThreads) resize_kernel(ResizeArgs args) {
-  const int blocks = static_cast<int>(ceil_div(args.outputs, args.outputs_at_once));
-  const int begin = static_cast<int>(blockIdx.x) % blocks * args.outputs_at_once;
-  const int end = min(begin + args.outputs_at_once, args.outputs);
-  const int first_line = static_cast<int>(blockIdx.x) / blocks * args.lines_at_once;
-  const Taps taps = stage_taps(args.filter, dynamic_shared<int32_t>(args.staged_bytes), begin, end);
+  const int blocks = static_cast<int>(ceil_div(args.outputs, args.stage.outputs));
+  const int block = static_cast<int>(blockIdx.x);
+  const Span outputs =
+      Span{0, args.outputs}.part(block % blocks * args.stage.outputs, args.stage.outputs);
+  const Span lines = Span{0, args.lines}.part(block / blocks * args.stage.lines, args.stage.lines);
+  const Taps taps = stage_taps(args.filter, dynamic_shared<int32_t>(args.taps_offset),
+                               outputs.begin, outputs.end);
   sync_block();
-  const Staged staged{dynamic_shared<uint8_t>(),
-                      args.pitch,
-                      first_line,
-                      min(args.lines_at_once, args.source.lines - first_line),
-                      taps.start(begin),
-                      taps.reach(begin, end)};
-  stage(args.source, staged);
-  sync_block();  // the lines are there
-  filter(taps, staged, [&](int output, int line, const int (&greys)[3]) {
+  const bool down = args.down != 0;
+  const Span xs = down ? lines : outputs, ys = down ? outputs : lines;
+  const Staged result{dynamic_shared<uint8_t>(args.result_offset),
+                      args.result_pitch,
+                      kWarp,
+                      ys.begin,
+                      ys.count(),
+                      xs.begin,
+                      xs.count()};
+  const auto put = [&](int y, int x, int grey) {
+    const int byte = result.row(y) + x;
+    result.bytes.store(byte, static_cast<uint8_t>(grey));
+  };
+  filter_part(
+      args.source, taps, args.stage, down, outputs, lines,
+      [&](int x, int y, const Sums<3>& sums) {
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      const int64_t row = static_cast<int64_t>(c) * args.outputs + output;
-      args.planes.store(row * args.plane_pitch + first_line + line, static_cast<uint8_t>(greys[c]));
-    }
-  });
+        for (int c = 0; c < kChannels; ++c) put(y, (x - xs.begin) * kChannels + c, sums.grey(c));
+      },
+      [&](int y, int word, const uint32_t (&bytes)[3]) {
+#pragma unroll
+        for (int n = 0; n < 12; ++n) {
+          const int byte = word * kWord + n;
+          if (byte < xs.count() * kChannels) put(y, byte, byte_of(bytes[n / kWord], n));
+        }
+      });
+  sync_block();  // the result is complete
+  const int bytes = xs.count() * kChannels;
+  for (int i = threadIdx.x; i < ys.count() * bytes; i += blockDim.x) {
+    const int row = i / bytes, byte = i - row * bytes, y = ys.begin + row;
+    const int64_t at = y * args.image_pitch + xs.begin * kChannels + byte;
+    args.image.store(at, result.bytes.load(result.row(y) + byte));
+  }
+}
+
+// grey / 255 of a whole grey, rounded as the division rounds it (a test has all 256), in a third of
+// its instructions.
+__device__ __forceinline__ float over_255(float grey) {
+  const float about = grey * (1.0f / 255.0f);
+  return fmaf(fmaf(-255.0f, about, grey), 1.0f / 255.0f, about);
 }
 
 // patches: [tiles, tile * tile, 3 * patch * patch], tiles `step` patches apart, `cols` in a row.
@@ -59,14 +132,10 @@ template <class T>
 struct Patches {
   Global<T> patches;
   int cols, tile, step, patch;
-  int down;          // the last filter is along the rows of pixels' columns: lines are x, else y
+  int turned;        // the source's rows are columns of the result
   int tokens, rows;  // of a block: neighbours in a row of a tile, and such rows
   int out_offset;    // bytes of shared memory before the block's result
   float mean[3], std[3];
-};
-
-struct Span {
-  int begin, end;
 };
 
 // The patches of a block: which they are, and their values in shared memory, a row of tokens after
@@ -74,7 +143,7 @@ struct Span {
 template <class T>
 class PatchBlock {
  public:
-  Span xs, ys;  // of the resized image, in pixels
+  Span xs, ys;  // of the resized image, in pixels; the source's rows are of xs
 
   __device__ __forceinline__ explicit PatchBlock(const Patches<T>& to)
       : to_(to), result_(dynamic_shared<T>(to.out_offset)) {
@@ -89,19 +158,47 @@ class PatchBlock {
     const int y = (number / to.cols * to.step + in_y) * to.patch;
     xs = {x, x + count_ * to.patch};
     ys = {y, y + rows_ * to.patch};
+    if (to.turned) {
+      const Span high = ys;
+      ys = xs;
+      xs = high;
+    }
   }
 
-  // A pixel at (y, x) from the block's first one, three of 0..255.
-  __device__ __forceinline__ void put(int y, int x, const int (&greys)[3]) const {
-    const int row = y / to_.patch, token = x / to_.patch, area = to_.patch * to_.patch;
-    const int place = row * pitch() + shift(row) + token * 3 * area +
-                      (y - row * to_.patch) * to_.patch + x - token * to_.patch;
+  // The last pass's outputs: of a pixel, and of four neighbours of a row.
+  __device__ __forceinline__ auto along() const {
+    return [this](int x, int y, const Sums<3>& sums) {
+      const int at = place(y, x);
 #pragma unroll
-    for (int c = 0; c < 3; ++c) {
-      // Divisions as the reference has them: nothing rounds otherwise.
-      const float value = (static_cast<float>(greys[c]) / 255.0f - to_.mean[c]) / to_.std[c];
-      result_.store(place + c * area, from_float<T>(value));
-    }
+      for (int c = 0; c < 3; ++c) result_.store(at + c * area(), value(sums.grey(c), c));
+    };
+  }
+  __device__ __forceinline__ auto down() const {
+    return [this](int y, int word, const uint32_t (&bytes)[3]) {
+      const bool pairs = !to_.turned && to_.patch % 2 == 0;  // lie in a patch, and are aligned
+      uint64_t greys = uint64_t{bytes[1]} << 32 | bytes[0];
+      const int first = xs.begin + word / 3 * 4;
+      // Not unrolled: in twelve divisions at once, some registers are spilled.
+#pragma unroll 1
+      for (int x = first; x < min(first + 4, xs.end); x += 2) {
+        const bool both = x + 1 < xs.end;
+        const int at = place(y, x), next = pairs || !both ? at : place(y, x + 1);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+          const auto value_of = [&](int n) {
+            return value(static_cast<int>(greys >> 8 * n & 255), c);
+          };
+          const Vec<T, 2> two{{value_of(c), value_of(3 + c)}};
+          if (pairs) {
+            result_.store(at + c * area(), two);
+          } else {
+            result_.store(at + c * area(), two[0]);
+            if (both) result_.store(next + c * area(), two[1]);
+          }
+        }
+        greys = greys >> 48 | uint64_t{bytes[2]} << 16;
+      }
+    };
   }
 
   __device__ __forceinline__ void store() const {
@@ -116,6 +213,19 @@ class PatchBlock {
  private:
   static constexpr int kVec = kBytes / static_cast<int>(sizeof(T));
 
+  __device__ __forceinline__ int area() const { return to_.patch * to_.patch; }
+  // Where a pixel's first channel goes.
+  __device__ __forceinline__ int place(int y, int x) const {
+    const int down = y - ys.begin, across = x - xs.begin;
+    const int in_y = to_.turned ? across : down, in_x = to_.turned ? down : across;
+    const int row = in_y / to_.patch, token = in_x / to_.patch;
+    return row * pitch() + shift(row) + token * 3 * area() + (in_y - row * to_.patch) * to_.patch +
+           in_x - token * to_.patch;
+  }
+  __device__ __forceinline__ T value(int grey, int channel) const {
+    const float unit = over_255(static_cast<float>(grey));
+    return from_float<T>((unit - to_.mean[channel]) / to_.std[channel]);
+  }
   // Elements between rows of tokens, and those before the first of a row.
   __device__ __forceinline__ int pitch() const {
     return (to_.tokens * 3 * to_.patch * to_.patch / kVec + 2) * kVec;
@@ -155,36 +265,29 @@ struct PatchesArgs {
   Pixels source;
   Filter filter;
   Patches<T> to;
-  int outputs_at_once, lines_at_once, pitch, staged_bytes;  // as those of ResizeArgs
+  int down;  // the filter goes down the source's columns
+  Stage stage;
+  int taps_offset;  // bytes of shared memory before the weights
 };
 
-// One pass: of planes, or of an image one of whose axes keeps its size.
+// One pass: of an image one of whose axes keeps its size. Of the 64 registers that ptxas gives it
+// without a number of blocks, it would spill some.
 template <class T>
-__global__ void __launch_bounds__(kImageThreads) patches_kernel(PatchesArgs<T> args) {
+__global__ void __launch_bounds__(kImageThreads, 2) patches_kernel(PatchesArgs<T> args) {
   const PatchBlock<T> block(args.to);
-  const bool down = args.to.down != 0;
+  const bool down = args.down != 0;
   const Span outputs = down ? block.ys : block.xs, lines = down ? block.xs : block.ys;
 #pragma unroll 1
-  for (int begin = outputs.begin; begin < outputs.end; begin += args.outputs_at_once) {
-    const int end = min(begin + args.outputs_at_once, outputs.end);
+  for (int begin = outputs.begin; begin < outputs.end; begin += args.stage.outputs) {
+    const Span some = outputs.part(begin, args.stage.outputs);
     const Taps taps =
-        stage_taps(args.filter, dynamic_shared<int32_t>(args.staged_bytes), begin, end);
+        stage_taps(args.filter, dynamic_shared<int32_t>(args.taps_offset), some.begin, some.end);
     sync_block();
 #pragma unroll 1
-    for (int line = lines.begin; line < lines.end; line += args.lines_at_once) {
-      const Staged staged{dynamic_shared<uint8_t>(),
-                          args.pitch,
-                          line,
-                          min(args.lines_at_once, lines.end - line),
-                          taps.start(begin),
-                          taps.reach(begin, end)};
-      stage(args.source, staged);
-      sync_block();
-      filter(taps, staged, [&](int output, int l, const int (&greys)[3]) {
-        const int along = output - outputs.begin, across = line + l - lines.begin;
-        block.put(down ? along : across, down ? across : along, greys);
-      });
-      sync_block();  // the next lines replace these, and the result is complete
+    for (int line = lines.begin; line < lines.end; line += args.stage.lines) {
+      filter_part(args.source, taps, args.stage, down, some, lines.part(line, args.stage.lines),
+                  block.along(), block.down());
+      sync_block();  // the next rows replace these, and the result is complete
     }
   }
   block.store();
@@ -195,52 +298,93 @@ struct ImageArgs {
   Pixels source;
   Filter first, last;
   Patches<T> to;
-  int lines_at_once, pitch;  // of the source, for the first pass
-  int between_pitch;         // of what lies between the passes
+  int down;     // the last pass goes down the source's columns
+  Stage stage;  // of the source, for the first pass
+  int between_pitch, between_unit;
   int between_offset, first_offset,
-      last_offset;  // bytes of shared memory before it and the weights
+      last_offset;  // bytes of shared memory before what lies between the passes and the weights
 };
 
-// Both passes. The positions of the last one are lines of the source.
+// The first pass along the rows that the last one needs, some of them at a time.
+template <class T>
+__device__ __forceinline__ void first_along(const ImageArgs<T>& args, const Taps& taps,
+                                            const Span& xs, const Staged& between) {
+  const int end = min(between.first_row + between.slots, args.source.height);
+  clear(between, between.first_row, end, 3 * xs.count(), 3 * between.pixels);
+  clear(between, end, between.first_row + between.slots, 0, 3 * between.pixels);
+  Staged staged{dynamic_shared<uint8_t>(),
+                args.stage.pitch,
+                args.stage.unit,
+                0,
+                args.stage.slots,
+                taps.start(xs.begin),
+                taps.stop(xs.end - 1) - taps.start(xs.begin)};
+#pragma unroll 1
+  for (int row = between.first_row; row < end; row += args.stage.lines) {
+    const int rows = min(args.stage.lines, end - row);
+    staged.first_row = row;
+    stage(args.source, staged, row, row + rows);
+    sync_block();  // some rows are there
+    filter_along(taps, xs.begin, xs.end, staged, row, rows, [&](int x, int y, const Sums<3>& sums) {
+      const int at = between.row(y) + 3 * (x - xs.begin);
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        between.bytes.store(at + c, static_cast<uint8_t>(sums.grey(c)));
+      }
+    });
+    sync_block();  // some more replace them, and at the end the result does
+  }
+}
+
+// The first pass down the columns that the last one needs, some outputs at a time: the rows of the
+// source take the places of those that no more outputs need.
+template <class T>
+__device__ __forceinline__ void first_down(const ImageArgs<T>& args, const Taps& taps,
+                                           const Span& ys, const Staged& between) {
+  const Staged staged{
+      dynamic_shared<uint8_t>(), args.stage.pitch,    args.stage.unit, taps.start(ys.begin),
+      args.stage.slots,          between.first_pixel, between.pixels};
+  int staged_end = staged.first_row;
+#pragma unroll 1
+  for (int begin = ys.begin; begin < ys.end; begin += args.stage.outputs) {
+    const int end = ys.part(begin, args.stage.outputs).end;
+    const int from = max(staged_end, taps.start(begin));
+    staged_end = taps.stop(end - 1);
+    stage(args.source, staged, from, staged_end);
+    sync_block();  // the new rows are there
+    filter_down<1>(taps, begin, end, staged, [&](int y, int word, const uint32_t (&bytes)[1]) {
+      between.words().store(between.row(y) / kWord + word, bytes[0]);
+    });
+    sync_block();  // more rows replace these, and at the end the result does
+  }
+}
+
+// Both passes. What lies between them are rows of the source, or outputs of its columns.
 template <class T>
 __global__ void __launch_bounds__(kImageThreads) image_kernel(ImageArgs<T> args) {
   const PatchBlock<T> block(args.to);
-  const bool down = args.to.down != 0;
-  const Span across = down ? block.xs : block.ys, along = down ? block.ys : block.xs;
+  const bool down = args.down != 0;
+  const Span& xs = block.xs;
+  const Span& ys = block.ys;
+  const Span across = down ? xs : ys, along = down ? ys : xs;
   const Taps first =
       stage_taps(args.first, dynamic_shared<int32_t>(args.first_offset), across.begin, across.end);
   const Taps last =
       stage_taps(args.last, dynamic_shared<int32_t>(args.last_offset), along.begin, along.end);
   sync_block();
-  const Staged between{dynamic_shared<uint8_t>(args.between_offset),
-                       args.between_pitch,
-                       across.begin,
-                       across.end - across.begin,
-                       last.start(along.begin),
-                       last.reach(along.begin, along.end)};
-  const int inside = min(between.positions, args.source.lines - between.first_position);
-  clear_past(between, inside);
-#pragma unroll 1
-  for (int line = 0; line < inside; line += args.lines_at_once) {
-    const Staged staged{dynamic_shared<uint8_t>(),     args.pitch,
-                        between.first_position + line, min(args.lines_at_once, inside - line),
-                        first.start(across.begin),     first.reach(across.begin, across.end)};
-    stage(args.source, staged);
-    sync_block();  // some lines are there
-    filter(first, staged, [&](int output, int l, const int (&greys)[3]) {
-      const int row = output - across.begin;
-#pragma unroll
-      for (int c = 0; c < 3; ++c) {
-        between.bytes.store((c * between.lines + row) * between.pitch + line + l,
-                            static_cast<uint8_t>(greys[c]));
-      }
-    });
-    sync_block();  // some more replace them, and at the end the result does
+  const int start = last.start(along.begin), count = last.stop(along.end - 1) - start;
+  const Shared<uint8_t> bytes = dynamic_shared<uint8_t>(args.between_offset);
+  if (down) {
+    const Staged between{bytes, args.between_pitch, args.between_unit,      start,
+                         count, xs.begin,           whole_fours(xs.count())};
+    first_along(args, first, xs, between);
+    filter_down<3>(last, ys.begin, ys.end, between, block.down());
+  } else {
+    const Staged between{bytes, args.between_pitch, args.between_unit, ys.begin, ys.count(), start,
+                         count};
+    first_down(args, first, ys, between);
+    filter_along(last, xs.begin, xs.end, between, ys.begin, ys.count(), block.along());
   }
-  filter(last, between, [&](int output, int line, const int (&greys)[3]) {
-    const int o = output - along.begin;
-    block.put(down ? o : line, down ? line : o, greys);
-  });
   sync_block();  // the result is complete
   block.store();
 }

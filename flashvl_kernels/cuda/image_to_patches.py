@@ -12,26 +12,24 @@ from torch import Tensor
 
 from flashvl_kernels.cuda import image_plan
 from flashvl_kernels.cuda.device import Device
-from flashvl_kernels.cuda.image_plan import ALIGNMENT, CHANNELS, AxisFilter, TilePlan
+from flashvl_kernels.cuda.image_plan import ALIGNMENT, CHANNELS, THREADS, AxisFilter, TilePlan
 from flashvl_kernels.cuda.launch import TYPES, Instance, Launch, Prepared, address, ceil_div
 from flashvl_kernels.tiles import TileGrid
 
-THREADS = 256
-"""kImageThreads."""
-NONE, ALONG, ACROSS, PLANES = range(4)
-"""Which bytes are neighbours: Runs."""
+NONE, PACKED, PLANES = range(3)
+"""Which bytes of a row are neighbours: Runs."""
 
 
 class Pixels(ctypes.Structure):
-    """Pixels of csrc/cuda/image_filter.cuh."""
+    """Pixels of csrc/cuda/image_stage.cuh."""
 
     _fields_ = (
         ("bytes", ctypes.c_void_p),
         *(
             (name, ctypes.c_int64)
-            for name in ("position_stride", "line_stride", "channel_stride", "span")
+            for name in ("row_stride", "pixel_stride", "channel_stride", "span")
         ),
-        *((name, ctypes.c_int) for name in ("positions", "lines", "runs")),
+        *((name, ctypes.c_int) for name in ("height", "width", "runs")),
     )
 
 
@@ -45,7 +43,12 @@ class Filter(ctypes.Structure):
     )
 
 
-_TILE = ("outputs_at_once", "lines_at_once", "pitch", "staged_bytes")
+class Stage(ctypes.Structure):
+    """Stage of csrc/cuda/image_to_patches.cuh."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int) for name in ("outputs", "lines", "slots", "pitch", "unit")
+    )
 
 
 class ResizeArgs(ctypes.Structure):
@@ -54,9 +57,11 @@ class ResizeArgs(ctypes.Structure):
     _fields_ = (
         ("source", Pixels),
         ("filter", Filter),
-        ("planes", ctypes.c_void_p),
-        ("plane_pitch", ctypes.c_int64),
-        *((name, ctypes.c_int) for name in ("outputs", *_TILE)),
+        ("image", ctypes.c_void_p),
+        ("image_pitch", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("outputs", "lines", "down")),
+        ("stage", Stage),
+        *((name, ctypes.c_int) for name in ("result_pitch", "result_offset", "taps_offset")),
     )
 
 
@@ -67,7 +72,7 @@ class Patches(ctypes.Structure):
         ("patches", ctypes.c_void_p),
         *(
             (name, ctypes.c_int)
-            for name in ("cols", "tile", "step", "patch", "down", "tokens", "rows", "out_offset")
+            for name in ("cols", "tile", "step", "patch", "turned", "tokens", "rows", "out_offset")
         ),
         ("mean", ctypes.c_float * 3),
         ("std", ctypes.c_float * 3),
@@ -81,7 +86,9 @@ class PatchesArgs(ctypes.Structure):
         ("source", Pixels),
         ("filter", Filter),
         ("to", Patches),
-        *((name, ctypes.c_int) for name in _TILE),
+        ("down", ctypes.c_int),
+        ("stage", Stage),
+        ("taps_offset", ctypes.c_int),
     )
 
 
@@ -93,14 +100,19 @@ class ImageArgs(ctypes.Structure):
         ("first", Filter),
         ("last", Filter),
         ("to", Patches),
+        ("down", ctypes.c_int),
+        ("stage", Stage),
         *(
             (name, ctypes.c_int)
             for name in (
-                "lines_at_once", "pitch", "between_pitch", "between_offset", "first_offset",
+                "between_pitch",
+                "between_unit",
+                "between_offset",
+                "first_offset",
                 "last_offset",
             )
         ),
-    )  # fmt: skip
+    )
 
 
 def _instance(kernel: str, dtype: torch.dtype) -> Instance:
@@ -119,26 +131,28 @@ def instances() -> list[Instance]:
     ]
 
 
-def _pixels(image: Tensor, axis: int) -> Pixels:
-    """uint8 [H, W, 3] as a pass along `axis` (0: down) sees it."""
-    strides = image.stride()
-    along, across, channel = strides[axis], strides[1 - axis], strides[2]
+def _turned(image: Tensor) -> bool:
+    """Whether pixels below each other are the neighbours in memory: of a photo that was turned."""
+    return image.stride(2) == 1 and image.stride(0) == CHANNELS != image.stride(1)
+
+
+def _pixels(image: Tensor) -> Pixels:
+    """uint8 [H, W, 3] by the rows that lie in memory."""
+    if _turned(image):
+        image = image.transpose(0, 1)
+    (height, width, _), strides = image.shape, image.stride()
     runs = NONE
-    if channel == 1 and along == CHANNELS:
-        runs = ALONG
-    elif channel == 1 and across == CHANNELS:
-        runs = ACROSS
-    elif along == 1:
+    if strides[1:] == (CHANNELS, 1):
+        runs = PACKED
+    elif strides[1] == 1:
         runs = PLANES
     pairs = zip(image.shape, strides, strict=True)
     span = 1 + sum((size - 1) * stride for size, stride in pairs)
-    return Pixels(
-        address(image), along, across, channel, span, image.shape[axis], image.shape[1 - axis], runs
-    )
+    return Pixels(address(image), *strides, span, height, width, runs)
 
 
-def _tile(plan: TilePlan) -> tuple[int, int, int, int]:
-    return plan.outputs, plan.lines, plan.pitch, plan.staged_bytes
+def _stage(plan: TilePlan) -> Stage:
+    return Stage(plan.outputs, plan.lines, plan.rows, plan.pitch, plan.unit)
 
 
 @dataclass(frozen=True)
@@ -176,9 +190,13 @@ class _Call:
     passes: _Passes
 
     @property
-    def down(self) -> bool:
-        """Whether the last pass is along the columns of pixels."""
-        return self.passes.last == 0
+    def turned(self) -> bool:
+        """Whether the rows of the image in memory are columns of the result."""
+        return _turned(self.image)
+
+    def down(self, axis: int) -> bool:
+        """Whether a pass along an axis goes down the image in memory."""
+        return (axis == 0) != self.turned
 
     def filter(self, axis: int) -> AxisFilter:
         """Of an axis."""
@@ -191,20 +209,22 @@ class _Call:
         first, last, grid = self.passes.first, self.passes.last, self.grid
         if first is None:
             return None
-        shape = grid.tile, grid.tiles, self.patch, self.down, self.dtype.itemsize
+        shape = grid.tile, grid.tiles, self.patch, last == 0, self.down(last), self.dtype.itemsize
         filters = self.filter(first), self.filter(last)
         return image_plan.image_plan(*filters, *shape, multiprocessors)
 
-    def last_pass(self) -> image_plan.PatchesPlan | None:
-        """Of the last pass by itself."""
-        shape = self.grid.tile, self.patch, self.down, self.dtype.itemsize
-        return image_plan.patches_plan(self.filter(self.passes.last), *shape)
+    def last_pass(self, down: bool) -> image_plan.PatchesPlan | None:
+        """Of the last pass by itself. down: it goes down the image that it reads."""
+        last = self.passes.last
+        shape = self.grid.tile, self.patch, last == 0, down, self.dtype.itemsize
+        return image_plan.patches_plan(self.filter(last), *shape)
 
-    def first_pass(self) -> TilePlan | None:
+    def first_pass(self) -> image_plan.ResizePlan | None:
         """Of the first pass by itself, of an axis that changes its size."""
-        assert self.passes.first is not None
-        outputs, lines = self.passes.size[self.passes.first], self.image.shape[self.passes.last]
-        return image_plan.resize_plan(self.filter(self.passes.first), outputs, lines)
+        first = self.passes.first
+        assert first is not None
+        outputs, lines = self.passes.size[first], self.image.shape[self.passes.last]
+        return image_plan.resize_plan(self.filter(first), outputs, lines, self.down(first))
 
 
 def _call(image: Tensor, *fields: Any) -> _Call:
@@ -221,7 +241,7 @@ def why_not(image: Tensor, *fields: Any) -> str | None:
         return "kernels compute in float32; dtype=torch.float64 runs through the reference"
     if made.both_passes(1) is not None:
         return None
-    plans: list[object] = [made.last_pass()]
+    plans: list[object] = [made.last_pass(made.down(made.passes.last))]
     if made.passes.first is not None:
         plans.append(made.first_pass())
     if None in plans:
@@ -253,51 +273,59 @@ class _Work:
         self.tensors |= {f"{name} first": found.first, f"{name} weight": found.weight}
         return Filter(address(found.first), address(found.weight), found.taps // 4)
 
-    def to(self, tokens: int, rows: int, out_offset: int) -> tuple[int, Patches]:
+    def to(self, tokens: int, rows: int, out_offset: int, turned: bool) -> tuple[int, Patches]:
         """Blocks of so many tokens and rows of them, and what they write."""
         made, grid, floats = self.call, self.call.grid, ctypes.c_float * 3
         to = Patches(
             address(self.patches), grid.cols, grid.tile, grid.tile - grid.overlap, made.patch,
-            made.down, tokens, rows, out_offset, floats(*made.mean), floats(*made.std),
+            turned, tokens, rows, out_offset, floats(*made.mean), floats(*made.std),
         )  # fmt: skip
         return grid.tiles * ceil_div(grid.tile, tokens) * ceil_div(grid.tile, rows), to
 
     def both_passes(self, plan: image_plan.ImagePlan) -> None:
         """In one launch."""
-        passes = self.call.passes
+        made, passes = self.call, self.call.passes
         assert passes.first is not None
-        blocks, to = self.to(plan.tokens, plan.rows, 0)
+        blocks, to = self.to(plan.tokens, plan.rows, 0, made.turned)
         arguments = ImageArgs(
-            _pixels(self.call.image, passes.first), self.filter("first", passes.first),
-            self.filter("last", passes.last), to, plan.first.lines, plan.first.pitch,
-            plan.last.pitch, *plan.offsets,
+            _pixels(made.image), self.filter("first", passes.first),
+            self.filter("last", passes.last), to, made.down(passes.last), _stage(plan.first),
+            plan.between_pitch, plan.last.unit, *plan.offsets,
         )  # fmt: skip
-        self.add(_instance("image", self.call.dtype), blocks, arguments, plan.shared_bytes)
+        self.add(_instance("image", made.dtype), blocks, arguments, plan.shared_bytes)
 
     def first_pass(self) -> Tensor:
-        """Into planes of bytes; they as an image whose other axis keeps its size."""
-        image, passes, plan = self.call.image, self.call.passes, self.call.first_pass()
-        assert passes.first is not None and plan is not None
-        outputs, lines = passes.size[passes.first], image.shape[passes.last]
-        pitch = ceil_div(lines, ALIGNMENT) * ALIGNMENT
-        planes = self.tensors["planes"] = image.new_empty(CHANNELS, outputs, pitch)
-        arguments = ResizeArgs(
-            _pixels(image, passes.first), self.filter("first", passes.first), address(planes),
-            pitch, outputs, *_tile(plan),
+        """Into an image whose other axis keeps its size."""
+        made, image, first, plan = (
+            self.call, self.call.image, self.call.passes.first, self.call.first_pass(),
         )  # fmt: skip
-        blocks = ceil_div(outputs, plan.outputs) * ceil_div(lines, plan.lines)
+        assert first is not None and plan is not None
+        outputs, lines = made.passes.size[first], image.shape[made.passes.last]
+        down = made.down(first)
+        height, width = (outputs, lines) if down else (lines, outputs)
+        pitch = ceil_div(CHANNELS * width, ALIGNMENT) * ALIGNMENT
+        resized = self.tensors["resized"] = image.new_empty(height, pitch)
+        arguments = ResizeArgs(
+            _pixels(image), self.filter("first", first), address(resized), pitch, outputs, lines,
+            down, _stage(plan.staged), plan.result_pitch, *plan.offsets,
+        )  # fmt: skip
+        blocks = ceil_div(outputs, plan.staged.outputs) * ceil_div(lines, plan.staged.lines)
         self.add(RESIZE, blocks, arguments, plan.shared_bytes)
-        return planes[:, :, :lines].permute((2, 1, 0) if passes.first == 1 else (1, 2, 0))
+        pixels = resized[:, : CHANNELS * width].unflatten(1, (width, CHANNELS))
+        return pixels.transpose(0, 1) if made.turned else pixels
 
     def last_pass(self, image: Tensor) -> None:
         """Of `image`, whose other axis has its size."""
-        last, plan = self.call.passes.last, self.call.last_pass()
+        last, turned = self.call.passes.last, _turned(image)
+        down = (last == 0) != turned
+        plan = self.call.last_pass(down)
         assert plan is not None
         shared = plan.staged.shared_bytes
-        blocks, to = self.to(plan.tokens, 1, shared)
+        blocks, to = self.to(plan.tokens, 1, shared, turned)
         arguments = PatchesArgs(
-            _pixels(image, last), self.filter("last", last), to, *_tile(plan.staged)
-        )
+            _pixels(image), self.filter("last", last), to, down, _stage(plan.staged),
+            plan.staged.staged_bytes,
+        )  # fmt: skip
         kernel = _instance("patches", self.call.dtype)
         self.add(kernel, blocks, arguments, shared + plan.out_bytes)
 
@@ -315,5 +343,5 @@ def prepare(flat: tuple[Any, ...], device: Device) -> Prepared:
     else:
         work.last_pass(image if made.passes.first is None else work.first_pass())
     work.tensors |= {"image": image, "patches": patches}
-    written = frozenset(("patches", "planes"))
+    written = frozenset(("patches", "resized"))
     return Prepared((patches,), tuple(work.launches), work.tensors, written)

@@ -278,6 +278,23 @@ SAMPLES = (
         "strided",
     ),
     Sample(
+        "channels first in memory",
+        lambda m: call(
+            _blank(m, 3, 41, 51).permute(1, 2, 0), TileGrid(1, 1, 4), *_CLIP, 4, m.dtype
+        ),
+        "strided",
+    ),
+    Sample(
+        "turned a quarter",
+        lambda m: call(m.image(60, 90).transpose(0, 1), TileGrid(2, 1, 4), *_CLIP, 4, m.dtype),
+        "strided",
+    ),
+    Sample(
+        "turned a quarter, in parts",
+        lambda m: call(m.image(40, 1700).transpose(0, 1), TileGrid(1, 1, 2), *_HALF, 6, m.dtype),
+        "strided",
+    ),
+    Sample(
         "a tuple for the grid",
         lambda m: call(_blank(m, 8, 8, 3), (1, 1, 2), *_HALF, 4, m.dtype),
         "hostile",

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from flashvl_kernels import simt
-from flashvl_kernels.spec import REGISTRY
+from flashvl_kernels.spec import REGISTRY, Maker
+from flashvl_kernels.tiles import TileGrid
 from tests.simt.test_mutations import Fault, check_seen
 from tests.simt.test_ops import flat_call
 
@@ -26,6 +27,13 @@ def fault(op: str, name: str, file: str, old: str, new: str, seen: str) -> Fault
 
 
 COMPRESS, IMAGE, HEAD = "compress_tokens", "image_to_patches", "argmax_head"
+
+HALF = [0.5, 0.5, 0.5]
+TALL = (
+    Maker(torch.bfloat16).image(500, 100), *TileGrid(1, 1, 2).flat(),
+    HALF, HALF, 16, torch.bfloat16,
+)  # fmt: skip
+"""Rows first, some of a block's outputs at a time."""
 
 FAULTS = {
     "padding read from the next row": fault(
@@ -67,46 +75,68 @@ FAULTS = {
         "across, tile * canvas.tile_stride",
         "across, static_cast<int32_t>(tile * canvas.tile_stride)", "global_out_of_bounds",
     ),
-    "lines filtered before they are there": fault(
+    "rows filtered before they are there": fault(
         IMAGE, "reduced to one tile", "image_to_patches.cuh",
-        "sync_block();  // some lines are there", "// some lines are there", "shared_race",
+        "sync_block();  // some rows are there", "// some rows are there", "shared_race",
     ),
-    "the result over lines that are still read": fault(
+    "the result over rows that are still read": fault(
         IMAGE, "reduced to one tile", "image_to_patches.cuh",
         "sync_block();  // some more", "// some more", "shared_race",
     ),
-    "lines of another block": fault(
-        IMAGE, "reduced to one tile", "image_to_patches.cuh", "between.first_position + line,",
-        "line,", "output",
+    "pixels of another block": fault(
+        IMAGE, "reduced to one tile", "image_stage.cuh",
+        "to.first_pixel * from.pixel_stride +", "", "output",
+    ),
+    "a row's bytes from another phase": fault(
+        IMAGE, "reduced to one tile", "image_stage.cuh", "both >> 8 * left", "both >> 32", "output",
+    ),
+    "the bytes of a word that two warps share": fault(
+        IMAGE, "reduced to one tile", "image_stage.cuh", "const bool ends = lane() == kWarp - 1;",
+        "const bool ends = false;", "shared_uninitialised",
+    ),
+    "columns of a turned image": fault(
+        IMAGE, "turned a quarter", "image_to_patches.cuh", "to_.turned ? down : across",
+        "to_.turned ? across : across", "output",
+    ),
+    "more rows over those that are still read": Fault(
+        IMAGE, "image_to_patches.cuh", "sync_block();  // more rows", "// more rows", "shared_race",
+        TALL,
+    ),
+    "rows filtered down before they are there": Fault(
+        IMAGE, "image_to_patches.cuh", "sync_block();  // the new rows", "// the new rows",
+        "shared_race", TALL,
+    ),
+    "rows past the last slot": Fault(
+        IMAGE, "image_filter.cuh", "if (slot == from.slots) slot = 0;", "", "output", TALL,
     ),
     "weights of the first outputs": fault(
         IMAGE, "reduced to one tile", "image_filter.cuh",
         "static_cast<int64_t>(begin) * from.groups * 4", "0", "output",
     ),
-    "planes filtered before they are there": fault(
+    "parts filtered before they are there": fault(
         IMAGE, "reduced to one tile, in parts", "image_to_patches.cuh",
-        "sync_block();  // the lines are there", "// the lines are there", "shared_race",
+        "sync_block();  // the rows are there", "// the rows are there", "shared_race",
     ),
-    "lines replaced while they are read": fault(
+    "parts replaced while they are read": fault(
         IMAGE, "reduced to one tile, in parts", "image_to_patches.cuh",
-        "sync_block();  // the next lines", "// the next lines", "shared_race",
+        "sync_block();  // the next rows", "// the next rows", "shared_race",
     ),
     "rounded down": fault(
         IMAGE, "reduced to one tile", "image_filter.cuh",
         "1 << (kFraction - 1);  // rounds", "0;  //", "output",
     ),
     "not clipped": fault(
-        IMAGE, "black and white", "image_filter.cuh", "min(max(sum[c] >> kFraction, 0), 255)",
-        "(sum[c] >> kFraction) & 255", "output",
+        IMAGE, "black and white", "image_filter.cuh", "min(max(at[i] >> kFraction, 0), 255)",
+        "(at[i] >> kFraction) & 255", "output",
     ),
-    "bytes past the end not filled": fault(
-        IMAGE, "reduced to one tile", "image_filter.cuh",
-        "const int outside = to.positions - inside;", "const int outside = 0;",
+    "rows past the end not filled": fault(
+        IMAGE, "reduced to one tile", "image_to_patches.cuh",
+        "clear(between, end, between.first_row + between.slots, 0, 3 * between.pixels);", "",
         "shared_uninitialised",
     ),
     "vectors that leave the image": fault(
-        IMAGE, "cropped view", "image_filter.cuh",
-        "first + at >= 0 && first + at + kBytes <= from.span", "true", "global_out_of_bounds",
+        IMAGE, "cropped view", "image_stage.cuh",
+        "first >= 0 && first + kBytes <= from.span", "true", "global_out_of_bounds",
     ),
     "tiles side by side": fault(
         IMAGE, "enlarged to overlapping tiles", "image_to_patches.cuh",

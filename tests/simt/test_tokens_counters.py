@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,10 +72,12 @@ IMAGES = {
     "photo, columns first": (300, 400, TileGrid(1, 1, 4), 16),
     "overlapping tiles": (320, 480, TileGrid(1, 2, 4, 1), 14),
     "rows of odd lengths": (301, 403, TileGrid(1, 1, 4), 16),
-    "tall, rows first": (1000, 200, TileGrid(1, 1, 4), 16),
+    "tall, rows first": (600, 270, TileGrid(1, 1, 8), 14),
     "width kept": (400, 128, TileGrid(1, 2, 4), 16),
 }
 """Large enough that the weights of both axes are a few percent of the image."""
+BUSY = replace(L4, multiprocessors=4)
+"""With as many tokens a multiprocessor as full-size calls have, which so are blocks of several."""
 
 
 def image_call(height: int, width: int, grid: TileGrid, patch: int) -> tuple[Any, ...]:
@@ -85,19 +88,30 @@ def image_call(height: int, width: int, grid: TileGrid, patch: int) -> tuple[Any
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_is_read_once_and_patches_are_written_once(name: str) -> None:
     """One launch; nothing between the passes is in memory. Whole sectors but at the ends of runs,
-    which are as short as a block's lines where rows come first."""
+    which are all that a block needs of a row. Along rows lanes have banks of their own; down
+    columns, a warp's outputs are rows that may meet."""
     spec, flat = REGISTRY["image_to_patches"], image_call(*IMAGES[name])
-    result = simt.call(spec, flat, L4)
+    result = simt.call(spec, flat, BUSY)
     assert torch.equal(result.outputs[0], spec.reference(*flat))
     assert not result.findings
     assert len(result.launches) == 1
     assert result.bytes_from_memory <= 1.05 * spec.cost(*flat).bytes
-    assert result.sector_efficiency >= (0.85 if "rows first" in name else 0.95)
+    assert result.sector_efficiency >= 0.95
     assert result.counters["global_write_bytes"] == result.outputs[0].nbytes
+    most = 0.4 if name == "width kept" else 0.2  # it has only a pass down columns
+    assert result.counters["bank_conflicts"] <= most * result.counters["shared_wavefronts"]
 
 
-def test_an_image_reduced_70_times_leaves_planes_in_memory() -> None:
-    """A token's lines do not fit beside each other; the planes are a few percent of the image."""
+def test_every_grey_is_divided_by_255_as_the_reference_does() -> None:
+    greys = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(16, 16, 3).contiguous()
+    clip = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    flat = greys, *TileGrid(1, 1, 2).flat(), *clip, 8, torch.float32
+    spec = REGISTRY["image_to_patches"]
+    assert torch.equal(simt.call(spec, flat, L4).outputs[0], spec.reference(*flat))
+
+
+def test_an_image_reduced_70_times_leaves_one_in_memory() -> None:
+    """A token's rows do not fit beside each other; what is left is a few percent of the image."""
     spec, flat = REGISTRY["image_to_patches"], image_call(4480, 60, TileGrid(1, 1, 4), 16)
     prepared = image_to_patches.prepare(flat, L4)
     result = simt.run(prepared, simt.module("image_to_patches"), L4)
@@ -105,10 +119,10 @@ def test_an_image_reduced_70_times_leaves_planes_in_memory() -> None:
     assert not result.findings
     assert len(result.launches) == 2
     weights = sum(t.nbytes for name, t in prepared.tensors.items() if name.endswith("weight"))
-    planes = prepared.tensors["planes"].nbytes
-    needed = spec.cost(*flat).bytes + weights + 2 * planes
+    between = prepared.tensors["resized"].nbytes
+    needed = spec.cost(*flat).bytes + weights + 2 * between
     assert result.bytes_from_memory <= 1.05 * needed
-    assert result.counters["global_write_bytes"] <= result.outputs[0].nbytes + planes
+    assert result.counters["global_write_bytes"] <= result.outputs[0].nbytes + between
 
 
 @pytest.mark.parametrize("rows", [1, 8])
