@@ -246,6 +246,24 @@ SAMPLES = (
         "edge",
     ),
     Sample(
+        "one token", lambda m: call(m.image(5, 6), TileGrid(1, 1, 1), *_HALF, 4, m.dtype), "edge"
+    ),
+    Sample(
+        "one token, rows first",
+        lambda m: call(m.image(12, 5), TileGrid(1, 1, 1), *_HALF, 4, m.dtype),
+        "edge",
+    ),
+    Sample(
+        "one token, size kept",
+        lambda m: call(m.image(4, 4), TileGrid(1, 1, 1), *_HALF, 4, m.dtype),
+        "edge",
+    ),
+    Sample(
+        "one token, height kept",
+        lambda m: call(m.image(4, 9), TileGrid(1, 1, 1), *_HALF, 4, m.dtype),
+        "edge",
+    ),
+    Sample(
         "tall: rows first, in bands",
         lambda m: call(m.image(200, 120), TileGrid(1, 1, 4), *_HALF, 12, m.dtype),
         "edge",

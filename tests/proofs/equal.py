@@ -327,8 +327,8 @@ CASES = {
         {
             "rows and columns of a patch swapped": Patch(
                 "image_to_patches.cuh",
-                "y * args.patch + x - token * args.patch",
-                "(x - token * args.patch) * args.patch + y",
+                "(in_y - row * to_.patch) * to_.patch +\n           in_x - token * to_.patch",
+                "(in_x - token * to_.patch) * to_.patch +\n           in_y - row * to_.patch",
             )
         },
     ),

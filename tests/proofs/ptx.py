@@ -2,8 +2,8 @@
 
 The kernels take one struct. Here each field of it becomes a parameter of its own, pointers declared
 as such, and what is known of a launch is filled in: a field that is zero is a null pointer, a
-comparison of another pointer with null is decided, and so is its remainder by 16; a float is its
-value. The other instructions stay as nvcc wrote them.
+comparison of another pointer with null is decided, and so is its remainder by 16 or 32; a float is
+its value. The other instructions stay as nvcc wrote them.
 """
 
 from __future__ import annotations
@@ -240,10 +240,12 @@ def _not_null(ptx: str, field: Field) -> str:
 
 
 def _aligned(ptx: str, field: Field) -> str:
-    """`ptx` with a pointer's remainder by 16, which steers a kernel, as it is in the launch."""
+    """`ptx` with a pointer's remainder by 16 or 32, which steers a kernel, as it is in the
+    launch."""
     for register in _registers(ptx, field):
-        remainder = rf"and\.b64(\s+%\w+), {register}, 15;"
-        ptx = re.sub(remainder, rf"mov.b64\1, {field.value % 16};", ptx)
+        for last in (15, 31):
+            remainder = rf"and\.b64(\s+%\w+), {register}, {last};"
+            ptx = re.sub(remainder, rf"mov.b64\1, {field.value & last};", ptx)
     return ptx
 
 
