@@ -176,6 +176,9 @@ class OpSpec:
     check_values: looks into CPU tensors in eager mode (counts, ranges of indices).
     kernels: per backend, a function of the call giving the reason it is not supported, or None.
     keep: names of arguments that autocast leaves alone. mutates: the op writes into arguments.
+    backward: (which arguments want a gradient, the outputs' gradients, the arguments) to a gradient
+    or None for each argument, in any float dtype; NotImplemented where the recomputed reference is
+    to do it. Not asked for the gradient of a gradient.
     """
 
     name: str
@@ -188,6 +191,7 @@ class OpSpec:
     check_values: Function | None = None
     kernels: Mapping[str, Callable[..., str | None]] = field(default_factory=dict)
     tolerance: Tolerance = field(default_factory=Tolerance)
+    backward: Function | None = None
     differentiable: bool = True
     mutates: bool = False
     keep: tuple[str, ...] = ()
@@ -297,12 +301,28 @@ class OpSpec:
 
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
+        args = [
+            next(saved) if is_tensor else rest
+            for is_tensor, rest in zip(ctx.is_tensor, ctx.rest, strict=True)
+        ]
+        if self.backward is not None and not torch.is_grad_enabled():
+            found = self.backward(ctx.needs_input_grad, grads, *args)
+            if found is not NotImplemented:
+                return tuple(found)
+        return self._recomputed(ctx.needs_input_grad, grads, args)
+
+    def _recomputed(
+        self, needs: tuple[bool, ...], grads: tuple[Tensor | None, ...], args: list[Any]
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients through the reference. Where these are to have gradients themselves
+        (create_graph), the arguments stay in their graph."""
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
             inputs = [
-                next(saved).detach().requires_grad_(needs) if is_tensor else rest
-                for is_tensor, rest, needs in zip(
-                    ctx.is_tensor, ctx.rest, ctx.needs_input_grad, strict=True
-                )
+                arg.detach().requires_grad_(wanted)
+                if isinstance(arg, Tensor) and not (again and wanted)
+                else arg
+                for arg, wanted in zip(args, needs, strict=True)
             ]
             outputs = self.reference(*inputs)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -311,12 +331,13 @@ class OpSpec:
                 for output, grad in zip(outputs, grads, strict=True)
                 if grad is not None and output.requires_grad
             ]
-            wanted = [i for i, needs in enumerate(ctx.needs_input_grad) if needs]
+            wanted = [i for i, needed in enumerate(needs) if needed]
             found = torch.autograd.grad(
                 [output for output, _ in pairs],
                 [inputs[i] for i in wanted],
                 [grad for _, grad in pairs],
                 allow_unused=True,
+                create_graph=again,
             )
         result: list[Tensor | None] = [None] * len(inputs)
         for i, grad in zip(wanted, found, strict=True):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from flashvl_kernels import checks, triton
 from flashvl_kernels import norm as norms
 from flashvl_kernels.cuda import linear as cuda_plan
+from flashvl_kernels.gradients import linear as gradients
 from flashvl_kernels.norm import Norm, apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
@@ -400,6 +401,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    backward=gradients.backward,
     kernels={
         "cpu": SUPPORTS_ALL,
         "cuda": cuda_plan.why_not,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from flashvl_kernels import checks, triton
 from flashvl_kernels.cuda import swiglu_mlp as cuda_plan
+from flashvl_kernels.gradients import swiglu_mlp as gradients
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.packing import PackedWeight, check_operand, flat_weight, pack, project
 from flashvl_kernels.panels import PANEL
@@ -280,6 +281,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    backward=gradients.backward,
     kernels={
         "cpu": no_cpu_kernel,
         "cuda": cuda_plan.why_not,
