@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashvl_kernels.gradients import fused
 from flashvl_kernels.gradients.norm import norm_backward
 from flashvl_kernels.gradients.rows import as_rows
 from flashvl_kernels.norm import apply_norm
@@ -52,6 +53,15 @@ def backward(
         return NotImplemented
     found: list[Tensor | None] = [None] * len(needs)
     need_rows, need_gate_up, need_down = needs[0] or needs[1], needs[3], needs[7]
+    if fused.fits(x, grad, gate_up_data, down_data):
+        made = torch.ops.flashvl_cpu.swiglu_mlp_backward(
+            grad, x, norm_weight, norm_eps, gate_up_data, down_data,
+            needs[0], needs[1], need_gate_up, need_down,
+        )  # fmt: skip
+        for place, gradient in zip((0, 1, 3, 7), made, strict=True):
+            if needs[place]:
+                found[place] = gradient
+        return found
     rows, dy = as_rows(x), as_rows(grad)
     n = apply_norm(rows, norm_weight, None, norm_eps)
     dgate_up, h = swiglu_backward(n @ gate_up_data.T, dy @ down_data)
