@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flashvl_kernels.gradients import kernels
+
 
 def norm_backward(
     grad: Tensor,
@@ -26,6 +28,9 @@ def norm_backward(
 
     bias None: RMSNorm. add [M, C]: a gradient that x has from elsewhere, added before rounding.
     """
+    if kernels.runs("norm_backward", grad):
+        dx, dweight, dbias = torch.ops.flashvl_cpu.norm_backward(grad, x, weight, bias, eps, add)
+        return dx, dweight, None if bias is None else dbias
     dtype = x.dtype
     wide = torch.promote_types(dtype, torch.float32)
     x, grad, scale = x.to(wide), grad.to(wide), weight.to(wide)
@@ -45,5 +50,5 @@ def norm_backward(
     dx = (centred - unit * (g * unit).mean(-1, keepdim=True)) * rstd
     if add is not None:
         dx = dx + add
-    dbias = None if bias is None else grad.sum(0).to(dtype)
-    return dx.to(dtype), dweight.to(dtype), dbias
+    summed = None if bias is None else grad.sum(0).to(dtype)
+    return dx.to(dtype), dweight.to(dtype), summed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.gradients import norms as gradients
 from flashvl_kernels.norm import apply_norm, check_norm
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
@@ -148,6 +149,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    backward=gradients.rms_norm,
     kernels={"cpu": SUPPORTS_ALL, "cuda": SUPPORTS_ALL, "triton": triton.supports("rms_norm")},
 )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flashvl_kernels import checks, triton
+from flashvl_kernels.gradients import rope_qkv as gradients
 from flashvl_kernels.samples.rope_qkv import SAMPLES, SAMPLES_CACHED
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, OpSpec, nbytes
 
@@ -202,6 +203,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    backward=gradients.backward,
     kernels={
         "cpu": SUPPORTS_ALL,
         "cuda": SUPPORTS_ALL,
