@@ -9,6 +9,7 @@
 
 #include "../cpu/dispatch/dispatch.h"
 #include "scratch.h"
+#include "split_chain.h"
 
 namespace flashvl {
 namespace {
@@ -196,6 +197,7 @@ void run(const cpu::ProductArgs& product, char* workspace) {
 }  // namespace
 
 void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) {
+  if (splits(product)) return multiply_split(x, norm, product, nullptr);
   plan(product);
   Parts parts;
   const int64_t packed = parts.add(product.plan.packed_bytes);
@@ -211,6 +213,7 @@ void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) 
 // rows (int8 activations share a scale), so they pass through fp32.
 void multiply_twice(const Rows& x, const NormTensors& norm, cpu::ProductArgs first,
                     cpu::ProductArgs second) {
+  if (splits(first) && splits(second)) return multiply_split(x, norm, first, &second);
   plan(first);
   plan(second);
   const bool few = first.plan.few;

@@ -1,0 +1,152 @@
+// linear, swiglu_mlp and gelu_mlp in fp32 on the bf16 tiles (matrix/split_product.h), for weights
+// that stay in the cache: what training asks for.
+//
+// Bound by FLOPs. A few hundred rows at a time go through norm, product, activation and the second
+// product, so that no intermediate result is written to memory.
+
+#include "split_chain.h"
+
+#include "matrix/normalised_row.h"
+#include "matrix/split_product.h"
+#include "vec_math.h"
+
+#if defined(FLASHVL_LEVEL_amx)
+
+namespace flashvl::cpu::FLASHVL_LEVEL {
+namespace {
+
+constexpr int64_t kRows = 256;
+constexpr int64_t kFloat = sizeof(float);
+
+int64_t padded(int64_t count) { return round_up(count > 0 ? count : 1, kSplitRows); }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+bool is_gated(const ProductArgs& p) { return p.activation == Activation::swiglu; }
+
+// Rows of a product's weights: gate and up together.
+int64_t outputs_of(const ProductArgs& p) { return is_gated(p) ? 2 * p.w.rows : p.w.rows; }
+
+SplitSource weights_of(const ProductArgs& p) {
+  return {static_cast<const float*>(p.w.data), p.w.row_stride, 1, outputs_of(p), p.w.columns};
+}
+
+int64_t bytes_of(const ProductArgs& p) { return split_bytes(outputs_of(p), p.w.columns); }
+
+BF16* packed_of(const SplitChainArgs& args, bool second) {
+  return reinterpret_cast<BF16*>(args.packed + (second ? bytes_of(args.first) : 0));
+}
+
+// Where a task's rows lie, in bytes from its start.
+struct Memory {
+  int64_t rows, parts, sums, bytes;
+
+  explicit Memory(const SplitChainArgs& args) : rows(0) {
+    const int64_t width =
+        args.two ? larger(args.first.w.columns, args.second.w.columns) : args.first.w.columns;
+    const int64_t outputs = larger(outputs_of(args.first), args.two ? outputs_of(args.second) : 0);
+    parts = rows + kRows * padded(width) * kFloat;
+    sums = parts + split_bytes(kRows, width);
+    bytes = sums + kRows * padded(outputs) * kFloat;
+  }
+};
+
+// `count` rows of the product, at `to`, padded.
+void multiply(const SplitOperand& left, const SplitChainArgs& args, bool second, float* to) {
+  const ProductArgs& p = second ? args.second : args.first;
+  const SplitSource weights = weights_of(p);
+  split_multiply(left, {weights, packed_of(args, second)}, to, padded(weights.rows), false);
+}
+
+// Row r of a product after its epilogue.
+template <class Activate>
+void finish_row(const ProductArgs& p, const float* sums, int64_t r, float* to, Activate activate) {
+  const float* bias = static_cast<const float*>(p.bias);
+  const float* residual = static_cast<const float*>(p.residual);
+  if (residual != nullptr) residual += r * p.residual_stride;
+  const bool gated = is_gated(p);
+  over_columns(p.w.rows, [&](int64_t c, auto n) {
+    F32 value = load_at(sums + c, n);
+    if (bias != nullptr) value = value + load_at(bias + c, n);
+    value = activate(value);
+    if (gated) value = value * load_at(sums + p.w.rows + c, n);
+    if (residual != nullptr) value = value + load_at(residual + c, n);
+    store_at(to + c, value, n);
+  });
+}
+
+void finish_row(const ProductArgs& p, const float* sums, int64_t r, float* to) {
+  switch (p.activation) {
+    case Activation::gelu:
+      return finish_row(p, sums, r, to, [](F32 v) { return gelu_erf(v); });
+    case Activation::gelu_tanh:
+      return finish_row(p, sums, r, to, [](F32 v) { return gelu_tanh(v); });
+    case Activation::silu:
+    case Activation::swiglu:
+      return finish_row(p, sums, r, to, [](F32 v) { return silu(v); });
+    case Activation::none:
+      return finish_row(p, sums, r, to, [](F32 v) { return v; });
+  }
+}
+
+// Rows [row, row + count).
+void run_rows(const SplitChainArgs& args, char* memory, int64_t row, int64_t count) {
+  const Memory at(args);
+  float* rows = reinterpret_cast<float*>(memory + at.rows);
+  BF16* parts = reinterpret_cast<BF16*>(memory + at.parts);
+  float* sums = reinterpret_cast<float*>(memory + at.sums);
+  const int64_t columns = args.first.w.columns;
+  SplitSource left = {args.x + row * args.x_stride, args.x_stride, 1, count, columns};
+  if (args.norm_weight != nullptr) {
+    const RowNorm<float> norm = {args.norm_weight, args.norm_bias, args.eps};
+    for (int64_t r = 0; r < count; ++r) {
+      normalise(left.data + r * left.row, rows + r * padded(columns), columns, norm);
+    }
+    left = {rows, padded(columns), 1, count, columns};
+  }
+  multiply(split_all<false>(left, parts), args, false, sums);
+  const ProductArgs& last = args.two ? args.second : args.first;
+  if (args.two) {
+    const int64_t width = args.second.w.columns, from = padded(outputs_of(args.first));
+    for (int64_t r = 0; r < count; ++r) {
+      finish_row(args.first, sums + r * from, row + r, rows + r * padded(width));
+    }
+    left = {rows, padded(width), 1, count, width};
+    multiply(split_all<false>(left, parts), args, true, sums);
+  }
+  const int64_t from = padded(outputs_of(last));
+  for (int64_t r = 0; r < count; ++r) {
+    float* out = static_cast<float*>(last.out) + (row + r) * last.out_stride;
+    finish_row(last, sums + r * from, row + r, out);
+  }
+}
+
+}  // namespace
+
+SplitChainSizes split_chain_plan(const SplitChainArgs& args) {
+  const int64_t first = split_blocks(outputs_of(args.first));
+  const int64_t second = args.two ? split_blocks(outputs_of(args.second)) : 0;
+  const int64_t bytes = bytes_of(args.first) + (args.two ? bytes_of(args.second) : 0);
+  return {bytes, first + second, Memory(args).bytes};
+}
+
+void split_chain_pack(const SplitChainArgs& args, int64_t begin, int64_t end) {
+  const int64_t first = split_blocks(outputs_of(args.first));
+  for (int64_t block = begin; block < end; ++block) {
+    const bool second = block >= first;
+    split_pack<true>(weights_of(second ? args.second : args.first), block - (second ? first : 0),
+                     packed_of(args, second));
+  }
+}
+
+void split_chain(const SplitChainArgs& args, int64_t task) {
+  const int64_t rows = args.first.rows;
+  const int64_t begin = rows * task / args.tasks, end = rows * (task + 1) / args.tasks;
+  char* memory = args.memory + task * Memory(args).bytes;
+  for (int64_t row = begin; row < end; row += kRows) {
+    run_rows(args, memory, row, end - row < kRows ? end - row : kRows);
+  }
+}
+
+}  // namespace flashvl::cpu::FLASHVL_LEVEL
+
+#endif

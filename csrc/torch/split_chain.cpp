@@ -1,0 +1,67 @@
+// See split_chain.h.
+
+#include "split_chain.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "../cpu/dispatch/dispatch.h"
+#include "scratch.h"
+
+namespace flashvl {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+// Packing the weights costs as much as some 20 rows.
+constexpr int64_t kFewestRows = 32;
+
+// 6 MiB in parts: beyond, the weights come from memory again for each few hundred rows.
+constexpr int64_t kMostWeights = int64_t{1} << 20;
+
+int64_t line_up(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+const float* floats(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+}
+
+}  // namespace
+
+bool splits(const cpu::ProductArgs& product) {
+  static cpu::SplitChainTask* const kernel = FLASHVL_SELECT(cpu::SplitChainTask, split_chain);
+  const cpu::Weights& w = product.w;
+  return kernel != nullptr && product.dtype == cpu::DType::f32 && !w.panels &&
+         w.format == cpu::WeightFormat::floats && product.rows >= kFewestRows && w.columns > 0 &&
+         w.rows > 0 && w.rows * w.columns <= kMostWeights;
+}
+
+void multiply_split(const Rows& x, const NormTensors& norm, const cpu::ProductArgs& first,
+                    const cpu::ProductArgs* second) {
+  static cpu::SplitChainPlan* const plan = FLASHVL_SELECT(cpu::SplitChainPlan, split_chain_plan);
+  static cpu::SplitChainPack* const pack = FLASHVL_SELECT(cpu::SplitChainPack, split_chain_pack);
+  static cpu::SplitChainTask* const task = FLASHVL_SELECT(cpu::SplitChainTask, split_chain);
+  cpu::SplitChainArgs args = {};
+  args.first = first;
+  args.two = second != nullptr;
+  if (second != nullptr) args.second = *second;
+  args.x = static_cast<const float*>(x.tensor.const_data_ptr());
+  args.x_stride = x.stride;
+  args.norm_weight = floats(norm.weight);
+  args.norm_bias = floats(norm.bias);
+  args.eps = norm.eps;
+  const int64_t threads = torch::stable::get_num_threads();
+  args.tasks = std::clamp<int64_t>(first.rows / kFewestRows, 1, threads);
+  const cpu::SplitChainSizes sizes = plan(args);
+  const int64_t packed = line_up(sizes.packed_bytes);
+  args.packed =
+      static_cast<char*>(scratch(static_cast<size_t>(packed + args.tasks * sizes.task_bytes)));
+  args.memory = args.packed + packed;
+  torch::stable::parallel_for(0, sizes.packed_blocks, 4,
+                              [&](int64_t begin, int64_t end) { pack(args, begin, end); });
+  torch::stable::parallel_for(0, args.tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) task(args, t);
+  });
+}
+
+}  // namespace flashvl
