@@ -24,6 +24,7 @@ from flashvl_kernels.attention import (
     runs,
     zeros_from,
 )
+from flashvl_kernels.gradients import attention as gradients
 from flashvl_kernels.spec import SUPPORTS_ALL, Call, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
@@ -244,6 +245,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    backward=gradients.causal_attention,
     kernels={
         "cpu": SUPPORTS_ALL,
         "cuda": cuda_reason,

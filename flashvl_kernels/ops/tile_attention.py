@@ -21,6 +21,7 @@ from flashvl_kernels.attention import (
     runs,
     zeros_from,
 )
+from flashvl_kernels.gradients import attention as gradients
 from flashvl_kernels.spec import SUPPORTS_ALL, Cost, Maker, OpSpec, Sample, call, nbytes
 
 
@@ -287,6 +288,7 @@ SPEC = OpSpec(
     fake=fake,
     cost=cost,
     samples=SAMPLES,
+    backward=gradients.tile_attention,
     kernels={
         "cpu": SUPPORTS_ALL,
         "cuda": cuda_reason,
