@@ -186,6 +186,7 @@ SAMPLES = (
         lambda m: _mlp(m, m.normal(37, 304), 80, "none", layout="panels"),
         "edge",
     ),
+    Sample("700 rows", lambda m: _mlp(m, m.normal(700, 40), 150), "edge"),
     Sample("width 1", lambda m: _mlp(m, m.normal(3, 1), 1, "none"), "edge"),
     Sample("one axis", lambda m: _mlp(m, m.normal(40), 24), "edge"),
     Sample("large values", lambda m: _mlp(m, m.normal(3, 64, scale=1e3), 48), "edge"),

@@ -198,6 +198,8 @@ SAMPLES = (
         "bf16 packed",
         lambda m: call(m.normal(2, 64), pack(m.normal(24, 64, scale=0.125), "bf16")),
     ),
+    # fp32 in several blocks of 256 rows for each thread, and in chunks of 128 columns.
+    Sample("700 rows", lambda m: _everything(m, 700, 150, 70, "gelu_tanh", "bf16"), "edge"),
     # Rows and whole groups of 128 columns that the tile registers take at level amx: an odd and an
     # even number of groups, and one.
     Sample(

@@ -163,7 +163,7 @@ SAMPLES = (
     Sample("int4 and int8 mixed", lambda m: _mlp(m, m.normal(2, 128), 96, "int4", "int8")),
     Sample("odd sizes", lambda m: _mlp(m, m.normal(5, 33), 77), "edge"),
     Sample("odd sizes, int4", lambda m: _mlp(m, m.normal(3, 33), 77, "int4", "int4"), "edge"),
-    # Several blocks of rows for each thread, and products deep enough to be cut.
+    # fp32 in several blocks of 256 rows for each thread, and in chunks of 128 columns.
     Sample("700 rows", lambda m: _mlp(m, m.normal(700, 40), 150), "edge"),
     Sample("37 rows, odd sizes", lambda m: _mlp(m, m.normal(37, 33), 77, "int8"), "edge"),
     *(_in_panels(rows, format) for rows in (3, 37) for format in ("bf16", "int8", "int4")),
