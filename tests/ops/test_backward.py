@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashvl_kernels import extension, numerics
+from flashvl_kernels.backends import backend
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,14 +38,13 @@ def flat_call(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> tuple[Any, ..
     return capture(spec.function, *built.args, **built.kwargs)[1]
 
 
-def learning(flat: Sequence[Any]) -> list[int]:
-    """Where the arguments that can have a gradient stand: floats, but no scales of integers."""
-    packed = any(isinstance(a, Tensor) and not a.is_floating_point() for a in flat)
+def learning(spec: OpSpec, flat: Sequence[Any]) -> list[int]:
+    """Where the arguments that mostly have a gradient stand: floats, but no scales or tables."""
     return [
-        i for i, a in enumerate(flat)
-        if isinstance(a, Tensor) and a.is_floating_point()
-        and not (packed and i and not isinstance(flat[i - 1], Tensor))
-    ]  # fmt: skip
+        i
+        for i, a in enumerate(flat)
+        if isinstance(a, Tensor) and a.is_floating_point() and i not in spec._kept
+    ]
 
 
 def gradients(run: Any, flat: Sequence[Any], places: Sequence[int]) -> list[Tensor | None]:
@@ -83,15 +83,25 @@ def test_gradients_against_the_float64_oracle(
     spec: OpSpec, sample: Sample, dtype: torch.dtype
 ) -> None:
     flat = flat_call(spec, sample, dtype)
-    places = learning(flat)
+    places = learning(spec, flat)
     assert_right(spec, gradients(spec.op, flat, places), flat, places)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("spec", "sample"), samples("typical"))
+def test_the_formulas_on_pytorchs_own_ops(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> None:
+    """What compiled graphs, other devices and a CPU without the extension run."""
+    flat = flat_call(spec, sample, dtype)
+    places = learning(spec, flat)
+    with backend("torch"):
+        assert_right(spec, gradients(spec.op, flat, places), flat, places)
 
 
 @pytest.mark.parametrize(("spec", "sample"), samples("typical", "strided"))
 def test_each_gradient_alone_is_right(spec: OpSpec, sample: Sample) -> None:
     """Whatever else is asked for: other kernels may run then."""
     flat = flat_call(spec, sample, torch.float32)
-    for place in learning(flat):
+    for place in learning(spec, flat):
         assert_right(spec, gradients(spec.op, flat, [place]), flat, [place])
 
 
@@ -107,6 +117,12 @@ class Called(TorchDispatchMode):
     ) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+def test_tables_that_learn_go_back_through_the_reference() -> None:
+    spec = REGISTRY["rope_qkv"]
+    flat = flat_call(spec, spec.samples[0], torch.float32)
+    assert_right(spec, gradients(spec.op, flat, [0, 1, 2]), flat, [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +149,7 @@ def test_threads(spec: OpSpec) -> None:
         key=lambda s: flat_call(spec, s, torch.float32)[0].numel(),
     )
     flat = flat_call(spec, sample, torch.float32)
-    places = learning(flat)
+    places = learning(spec, flat)
     before = torch.get_num_threads()
     try:
         for count in (1, 2, 3, 7):
@@ -150,7 +166,7 @@ def test_threads(spec: OpSpec) -> None:
 def test_offsets_past_2_to_the_31(spec: OpSpec, sample: Sample) -> None:
     flat = flat_call(spec, sample, torch.float32)
     near = [a.contiguous() if isinstance(a, Tensor) else a for a in flat]
-    places = learning(flat)
+    places = learning(spec, flat)
     for far, expected in zip(
         gradients(spec.op, flat, places), gradients(spec.op, near, places), strict=True
     ):
@@ -163,7 +179,7 @@ def test_gradients_of_gradients(spec: OpSpec, sample: Sample) -> None:
     """create_graph goes back through the reference, whose formulas autograd knows; not those of
     PyTorch's attention on CPUs, as it says itself."""
     flat = [numerics.widen(a) for a in flat_call(spec, sample, torch.float32)]
-    places = learning(flat)[:2]
+    places = learning(spec, flat)[:2]
 
     def second(run: Any) -> list[Tensor | None]:
         mine = [a.detach().requires_grad_() if i in places else a for i, a in enumerate(flat)]
@@ -183,7 +199,7 @@ def test_gradients_of_gradients(spec: OpSpec, sample: Sample) -> None:
 @pytest.mark.parametrize(("spec", "sample"), samples("strided"))
 def test_compiled_forward_and_backward(spec: OpSpec, sample: Sample) -> None:
     flat = flat_call(spec, sample, torch.float32)
-    places = learning(flat)
+    places = learning(spec, flat)
     torch._dynamo.reset()
     compiled = torch.compile(spec.op, fullgraph=True, dynamic=True)
     assert_right(spec, gradients(compiled, flat, places), flat, places)
@@ -209,7 +225,7 @@ def main() -> None:
             if sample.kind in ("typical", "strided"):
                 for dtype in DTYPES:
                     flat = flat_call(spec, sample, dtype)
-                    places = learning(flat)
+                    places = learning(spec, flat)
                     assert_right(spec, gradients(spec.op, flat, places), flat, places)
                     count += 1
     print(count)
