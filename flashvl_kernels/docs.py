@@ -68,6 +68,12 @@ def support(spec: OpSpec, backend: str, dtype: torch.dtype) -> str:
     return f"{len(samples) - len(refused)} of {len(samples)} samples ({told})"
 
 
+def _gradient(spec: OpSpec) -> str:
+    if spec.mutates or not spec.differentiable:
+        return "no"
+    return "recomputed" if spec.backward is None else "by formulas"
+
+
 def summary(spec: OpSpec) -> str:
     """The first line of the public function's docstring."""
     return (inspect.getdoc(spec.function) or "").partition("\n")[0]
@@ -86,8 +92,7 @@ def ops_page() -> str:
         "|---|---|---|",
     ]
     for name, spec in sorted(REGISTRY.items()):
-        gradient = "yes" if spec.differentiable and not spec.mutates else "no"
-        lines.append(f"| `{name}` | {summary(spec)} | {gradient} |")
+        lines.append(f"| `{name}` | {summary(spec)} | {_gradient(spec)} |")
     lines += [
         "",
         "## Which backend has a kernel",
