@@ -12,9 +12,9 @@ struct Sigmoid {
 };
 
 inline Sigmoid both_sigmoids(F32 x) {
-  const F32 e = exp(min(splat(80.0f), zero() - x));  // finite; NaN stays
+  const F32 e = exp(zero() - x);
   const F32 value = splat(1.0f) / (splat(1.0f) + e);
-  return {value, e * value};
+  return {value, min(e * value, splat(1.0f))};  // 1 where e is infinite and the value zero
 }
 
 inline F32 silu_slope(F32 x, Sigmoid s) { return s.value * fma(x, s.rest, splat(1.0f)); }

@@ -19,6 +19,7 @@ constexpr int64_t kFewestRows = 32;
 
 // 6 MiB in parts: beyond, the weights come from memory again for each few hundred rows.
 constexpr int64_t kMostWeights = int64_t{1} << 20;
+constexpr int64_t kLongest = 8192;  // 256 rows of that many columns are 12 MiB in parts
 
 int64_t line_up(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -33,7 +34,8 @@ bool splits(const cpu::ProductArgs& product) {
   const cpu::Weights& w = product.w;
   return kernel != nullptr && product.dtype == cpu::DType::f32 && !w.panels &&
          w.format == cpu::WeightFormat::floats && product.rows >= kFewestRows && w.columns > 0 &&
-         w.rows > 0 && w.rows * w.columns <= kMostWeights;
+         w.rows > 0 && w.columns <= kLongest && w.rows <= kLongest &&
+         w.rows * w.columns <= kMostWeights;
 }
 
 void multiply_split(const Rows& x, const NormTensors& norm, const cpu::ProductArgs& first,

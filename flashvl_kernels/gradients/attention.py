@@ -15,6 +15,7 @@ from flashvl_kernels.gradients import kernels
 
 # 512 by 512 scores and their gradients are 2 MiB, the second-level cache.
 MOST_SCORES = 512 * 512
+LONGEST = 1024  # of queries, keys and channels alone
 
 
 def _runs(grad: Tensor | None, q: Tensor, keys: int) -> bool:
@@ -22,6 +23,7 @@ def _runs(grad: Tensor | None, q: Tensor, keys: int) -> bool:
         grad is not None
         and kernels.runs_on_tiles("attention_backward", q, grad)
         and 0 < q.shape[1] * keys <= MOST_SCORES
+        and max(q.shape[1], keys, q.shape[3]) <= LONGEST
     )
 
 

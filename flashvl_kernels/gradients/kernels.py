@@ -18,6 +18,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Each thread keeps sums of its own for the weights' gradients: 4 MiB of them, then they no longer
 # stay in the cache and PyTorch's product is as good.
 MOST_WEIGHTS = 1 << 20
+LONGEST = 8192  # row or column of them: 256 rows of it in parts are 12 MiB
 
 
 def runs(name: str, grad: Tensor) -> bool:
@@ -46,5 +47,5 @@ def runs_on_tiles(name: str, x: Tensor, grad: Tensor) -> bool:
 
 def runs_in_one(name: str, x: Tensor, grad: Tensor, *weights: Tensor) -> bool:
     """The whole backward pass of products is one kernel: the weights are small, too."""
-    small = all(0 < w.numel() <= MOST_WEIGHTS for w in weights)
+    small = all(0 < w.numel() <= MOST_WEIGHTS and max(w.shape) <= LONGEST for w in weights)
     return small and runs_on_tiles(name, x, grad)

@@ -147,6 +147,14 @@ def _hostile(name: str, error: str, make: Callable[[Maker], Call]) -> Sample:
     return Sample(name, make, "hostile", error=error)
 
 
+def _many_not_finite(m: Maker) -> Call:
+    x = m.normal(68, 64)
+    x[:4] = _not_finite(m)
+    w = m.normal(40, 64, scale=0.125)
+    w[7, 9] = float("inf")
+    return call(x, w, activation="silu")
+
+
 def _blocks(format: str, layout: str) -> Sample:
     """37 rows are a block of AMX tiles and a rest; 300 columns a step of the first-level cache,
     another, and a rest; 48 outputs one and a half pairs of panels."""
@@ -199,6 +207,7 @@ SAMPLES = (
         lambda m: call(m.normal(2, 64), pack(m.normal(24, 64, scale=0.125), "bf16")),
     ),
     # fp32 in several blocks of 256 rows for each thread, and in chunks of 128 columns.
+    Sample("NaN and Inf, 68 rows", _many_not_finite, "edge"),
     Sample("700 rows", lambda m: _everything(m, 700, 150, 70, "gelu_tanh", "bf16"), "edge"),
     # Rows and whole groups of 128 columns that the tile registers take at level amx: an odd and an
     # even number of groups, and one.
