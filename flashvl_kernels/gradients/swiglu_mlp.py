@@ -5,8 +5,8 @@ With n the normalised rows, (gate, up) = n w_gate_upᵀ, h = silu(gate) up and d
     dw_down = dyᵀ h    dgate = dh up silu'(gate)    dup = dh silu(gate)
     dw_gate_up = (dgate, dup)ᵀ n    dn = (dgate, dup) w_gate_up    dx = dy + dn through the norm
 
-Of 5 products of the forward's size backward takes 5 where autograd through the reference takes 6,
-and of what lies between them it makes one pass.
+That is five products where autograd through the reference takes six, and one pass over what lies
+between them.
 """
 
 from __future__ import annotations
