@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels import extension, gpu, triton
+from flashvl_kernels import extension, fastest, gpu, triton
 
 if TYPE_CHECKING:
     from flashvl_kernels.spec import OpSpec
 
 NAMES = ("cpu", "cuda", "triton", "torch")
-"""Every backend, fastest first; `torch` is the reference."""
+"""Every backend; `torch` is the reference. On a GPU, which is the fastest depends on the call
+(fastest.py)."""
 
 _AUTO = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
@@ -76,11 +77,24 @@ def device_of(args: tuple[Any, ...]) -> str:
     return "cpu"
 
 
-def preference(device: str) -> tuple[str, ...]:
-    """The backends to try for tensors on `device`, in order."""
+def _asked_for() -> tuple[str, ...] | None:
+    """What the user chose, here or for the process; None: auto."""
     scoped = _scoped.get()
-    chosen = _process if scoped is None else scoped[0]
+    return _process if scoped is None else scoped[0]
+
+
+def preference(device: str) -> tuple[str, ...]:
+    """The backends to try for tensors on `device`; under auto on a GPU, their order is that of
+    each call."""
+    chosen = _asked_for()
     return candidates(device) if chosen is None else chosen
+
+
+def order(spec: OpSpec, args: tuple[Any, ...], device: str) -> tuple[str, ...]:
+    """The backends to try for this call, in order."""
+    if device == "cuda" and _asked_for() is None:
+        return fastest.order(spec.name, args)
+    return preference(device)
 
 
 def candidates(device: str) -> tuple[str, ...]:
@@ -171,7 +185,7 @@ def choose(spec: OpSpec, args: tuple[Any, ...], device: str | None = None) -> Ke
     """The kernel for this call under the preference in force; device: as in `why_not`."""
     device = device or device_of(args)
     reasons = {}
-    for name in preference(device):
+    for name in order(spec, args, device):
         reason = why_not(spec, name, args, device)
         if reason is None:
             return spec.kernel(name)
@@ -196,7 +210,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     spec, flat = specs.capture(specs.REGISTRY[op].function, *args, **kwargs)
     spec.check(*flat)
     rejected: dict[str, str] = {}
-    for name in dict.fromkeys((*preference(device_of(flat)), *NAMES)):
+    for name in dict.fromkeys((*order(spec, flat, device_of(flat)), *NAMES)):
         reason = why_not(spec, name, flat)
         if reason is None:
             return Explanation(op, name, spec.kernel(name).name, rejected)

@@ -162,6 +162,9 @@ def _unsupported_nothing(*_: Any) -> None:
 
 SUPPORTS_ALL = _unsupported_nothing
 
+AUTOCAST = ("cpu", "cuda")
+"""Devices whose autocast the ops follow."""
+
 REGISTRY: dict[str, OpSpec] = {}
 _BY_OVERLOAD: dict[Any, OpSpec] = {}
 
@@ -205,7 +208,7 @@ class OpSpec:
             torch.library.register_autograd(
                 qualified, self._backward, setup_context=_save_inputs, lib=_LIBRARY
             )
-        for device in ("cpu", "cuda"):
+        for device in AUTOCAST:
             key = f"Autocast{device.upper()}"
             _LIBRARY.impl(self.name, partial(self._autocast, device, key), key)
         self.op = getattr(torch.ops.flashvl, self.name).default
@@ -232,13 +235,13 @@ class OpSpec:
         if torch.compiler.is_compiling():
             return self.op(*args)
         device = backends.device_of(args)
-        if intercepted(args, device):
-            return self.op(*args)
-        self._validate(args, device)
-        kernel = backends.choose(self, args, device)
-        if kernel.backend != "torch" and torch.is_grad_enabled() and _needs_grad(args):
-            return self.op(*args)
         try:
+            if intercepted(args, device):
+                return self.op(*args)
+            self._validate(args, device)
+            kernel = backends.choose(self, args, device)
+            if kernel.backend != "torch" and torch.is_grad_enabled() and _needs_grad(args):
+                return self.op(*args)
             return kernel.run(*args)
         except (RuntimeError, TypeError):  # PyTorch's own refusal of a float in place of an int
             self._check_types(args)
@@ -272,7 +275,8 @@ class OpSpec:
                     f"{self.name}: {argument.name} is a {type(value).__name__}; needs a "
                     f"torch.Tensor. Pass torch.tensor(...) or leave the argument out."
                 )
-            if wanted == "int" and not isinstance(value, int | torch.SymInt):
+            # A dtype is an int to a schema.
+            if wanted == "int" and not isinstance(value, int | torch.SymInt | torch.dtype):
                 raise TypeError(
                     f"{self.name}: {argument.name} is {value!r}, a {type(value).__name__}; needs "
                     f"an int. Pass int(...)."
@@ -359,14 +363,15 @@ def _needs_grad(args: tuple[Any, ...]) -> bool:
 
 
 def intercepted(args: tuple[Any, ...], device: str) -> bool:
-    """Something wants to see the call: a mode, a functorch transform, autocast, or a subclass of
-    Tensor among the arguments (fake, functional, or a user's)."""
+    """Something wants to see the call: a mode, a functorch transform, autocast, a subclass of
+    Tensor among the arguments (fake, functional, a user's), or another device than the kernels'."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
         return True
     for arg in args:
         if type(arg) not in _PLAIN and isinstance(arg, Tensor):
             return True
-    return torch.is_autocast_enabled(device)
+    # On meta, PyTorch itself calls the fake function.
+    return device not in AUTOCAST or torch.is_autocast_enabled(device)
 
 
 # What arguments mostly are, so that few need to be asked whether they are a kind of Tensor.

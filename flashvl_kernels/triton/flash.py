@@ -49,7 +49,9 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
     """The block for `heads` problems of up to `rows` rows each; what it holds must not spill.
 
     128 rows read each key from shared memory half as often as 64, but only where enough programs
-    are left for every processor; short calls take the least that holds their rows. wgmma and
+    are left for every processor; short calls take the least that holds their rows. On an H100 the
+    two programs of 64 rows beside each other were as fast at 128 channels, and up to 1.35 times as
+    fast below (`tune`), so that Hopper never takes 128. wgmma and
     tcgen05 read keys and values from shared memory, 64 at a time; mma.sync and AMD's read them from
     registers, which 64 overflow (sm_120 spilled 72 bytes a thread at 72 channels), and so do 128
     rows of 128 channels. tcgen05 results of 64 such rows need 8 warps to be rescaled (4 spilled
@@ -58,10 +60,7 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
 
     At 128 channels a thread of 4 warps holds 64 registers of results, 32 of scores or of their
     weights, with mma.sync 32 of q, and up to 32 of addresses of keys and values on their way:
-    ptxas takes 254 of 255 and spills none. Two such blocks, 8 warps, still fit a processor of
-    sm_90, as does one of 8 warps with 168 registers, whose rows' sums cross warps through shared
-    memory; a prefill of 300 tokens has 58 blocks for 132 processors, so that neither is full. Which
-    is faster only a GPU says: `tune` tries both.
+    ptxas takes 254 of 255 and spills none.
     """
     width = sum(split(head_dim, itemsize))
     short = min(max(power_of_two(rows), 16), 128)
@@ -71,7 +70,7 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
         return Block(min(short, 32), 32, 8 if width > 80 else 4, 1)
     hopper, blackwell = device.capability == 90, 100 <= device.capability < 120
     fits = width <= (128 if hopper or blackwell else 80)
-    enough = heads * -(-rows // 128) >= device.multiprocessors
+    enough = heads * -(-rows // 128) >= device.multiprocessors and not hopper
     taken = min(short, 128 if fits and enough else 64)
     keys = 64 if (hopper or blackwell) and width <= 128 else 32
     eight = taken == 128 or (blackwell and width > 80)

@@ -17,6 +17,7 @@ from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
+from flashvl_kernels.triton.norm_rows import inverse_root
 
 WIDEST = 32768
 """Columns whose fp32 row still fits into the registers of 1024 threads, 32 each."""
@@ -55,7 +56,7 @@ def layer_norm_kernel(
     # The rounding of a sum of large values is still in the mean; the deviations' own mean is it.
     slip = tl.sum(deviation, 1) / columns
     deviation = tl.where(column < columns, deviation - slip[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(deviation * deviation, 1) / columns + eps)
+    rstd = inverse_root(tl.sum(deviation * deviation, 1), columns, eps)
     scale = tl.load(weight + column * weight_stride, column < columns, 0.0).to(tl.float32)
     shift = tl.load(bias + column * bias_stride, column < columns, 0.0).to(tl.float32)
     mapped = deviation * rstd[:, None] * scale + shift

@@ -126,8 +126,10 @@ def blocks(
     Few rows are bound by reading w: 16 rows are the least of a tensor core, 64 units in four stages
     keep 64 KiB on their way to each processor, and the sum over columns is split, in parts of two
     steps or more, until every processor has a tile. Many rows are bound by arithmetic: 128 x 128
-    results a tile read 1/64 of an operand each; halved while processors would go without. A
-    processor of 100 KiB gets three stages, two programs of few rows beside each other. fp32
+    results a tile read 1/64 of an operand each; halved while processors would go without. On an
+    H100 (`tune`) 128 x 128 in five stages were faster from half as many tiles as processors on,
+    64 x 64 in six below that, and of few rows 32 units where these are enough for all processors.
+    A processor of 100 KiB gets three stages, two programs of few rows beside each other. fp32
     multiplies on the plain cores, with operands in registers, and stays at 64 x 64; its steps of 16
     columns are the chains of `add_product`. mma.sync has a step of both gated tiles in registers,
     255 a thread with 64 columns, of which sm_120 spilled 32 bytes: it takes 32 columns, in twice
@@ -143,15 +145,22 @@ def blocks(
     def tiles() -> int:
         return launch.ceil_div(rows, height) * launch.ceil_div(units, width)
 
-    if height == 128 and tiles() < device.multiprocessors:
+    hopper = device.capability == 90 and itemsize == 2 and not (gated and height == 128)
+    if hopper and height == 128:
+        height = width = 128 if 2 * tiles() >= device.multiprocessors else 64
+    elif hopper and height <= 32 and tiles() >= device.multiprocessors:
+        width = 32
+    elif height == 128 and tiles() < device.multiprocessors:
         width = 64
-    if height == 128 and tiles() < device.multiprocessors:
-        height = 64
+        if tiles() < device.multiprocessors:
+            height = 64
     steps = launch.ceil_div(columns, step)
     splits = 1 if gated else max(min(device.multiprocessors // max(tiles(), 1), steps // 2), 1)
     part = launch.ceil_div(steps, splits) * step
     stage = (height + width * (2 if gated else 1)) * step * itemsize
     most = (4 if device.shared_bytes_per_block >= 163840 else 3) * (2 if halved else 1)
+    if hopper and step == 64:
+        most = 5 if height == 128 else 6
     stages = 2 if device.amd else max(min(most, device.shared_bytes_per_block // stage), 2)
     splits = launch.ceil_div(columns, part) if part else 1
     warps = 8 if height == 128 and not device.amd else 4

@@ -16,6 +16,7 @@ from flashvl_kernels.triton import launch, tuned
 from flashvl_kernels.triton.addressing import row_offsets
 from flashvl_kernels.triton.dispatch import queue
 from flashvl_kernels.triton.expect import Expect
+from flashvl_kernels.triton.norm_rows import inverse_root
 
 WIDEST = 32768
 """Columns whose fp32 row still fits into the registers of 1024 threads, 32 each."""
@@ -49,7 +50,7 @@ def rms_norm_kernel(
         tl.store(total + here, summed, inside)
         wide = summed.to(tl.float32)
 
-    rstd = tl.rsqrt(tl.sum(wide * wide, 1) / columns + eps)
+    rstd = inverse_root(tl.sum(wide * wide, 1), columns, eps)
     normal = (wide * rstd[:, None]).to(y.dtype.element_ty)
     scale = tl.load(weight + column * weight_stride, column < columns, 0.0)
     scaled = scale.to(tl.float32) * normal.to(tl.float32)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 import flashvl_kernels
 from flashvl_kernels import extension, numerics, triton
 from flashvl_kernels.backends import backend, why_not
+from flashvl_kernels.shapes import meta_call
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -216,3 +217,12 @@ def test_autocast_runs_in_the_autocast_dtype(spec: OpSpec, sample: Sample) -> No
         for g, expected in zip(got, numerics.outputs(spec.op(*half)), strict=True):
             assert g.dtype == expected.dtype
             assert torch.equal(g, expected)
+
+
+@pytest.mark.parametrize(("spec", "sample"), samples("typical"))
+def test_meta_tensors_give_shapes(spec: OpSpec, sample: Sample) -> None:
+    """A plain call, as of a model that has no memory yet."""
+    flat = meta_call(spec, sample, torch.bfloat16)
+    outputs = numerics.outputs(spec(*flat))
+    assert all(output.is_meta for output in outputs)
+    assert [o.shape for o in outputs] == [f.shape for f in numerics.outputs(spec.fake(*flat))]
