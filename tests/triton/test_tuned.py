@@ -268,7 +268,11 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("model", "device", "numbers"), CHOICES, ids=str)
+@pytest.mark.parametrize(
+    ("model", "device", "numbers"),
+    CHOICES,
+    ids=[f"{model.__name__}-{device.name}-{numbers}" for model, device, numbers in CHOICES],
+)
 def test_neighbours_are_launchable_and_few(
     model: Callable[..., Any], device: Device, numbers: tuple[int, ...]
 ) -> None:
