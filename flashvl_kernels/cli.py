@@ -55,6 +55,11 @@ def _explain(op: str, sample: str | None, dtype: str, device: str) -> int:
         names = ", ".join(repr(each.name) for each in valid)
         print(f"--sample is {sample!r}; {op} has {names}", file=sys.stderr)
         return 2
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or a build without it
+        print(f"--device is {device!r}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     for each in samples:
         call = each.build(getattr(torch, dtype), device)
         print(f"[{each.name}] {backends.explain(op, *call.args, **call.kwargs)}")
