@@ -128,7 +128,8 @@ def blocks(
     steps or more, until every processor has a tile. Many rows are bound by arithmetic: 128 x 128
     results a tile read 1/64 of an operand each; halved while processors would go without. On an
     H100 (`tune`) 128 x 128 in five stages were faster from half as many tiles as processors on,
-    64 x 64 in six below that, and of few rows 32 units where these are enough for all processors.
+    64 x 64 in six below that, and of few rows 32 units where 64 would be a tile for every second
+    processor or more; ptxas spilled 8 bytes of 64 on sm_100, which takes 32 too.
     A processor of 100 KiB gets three stages, two programs of few rows beside each other. fp32
     multiplies on the plain cores, with operands in registers, and stays at 64 x 64; its steps of 16
     columns are the chains of `add_product`. mma.sync has a step of both gated tiles in registers,
@@ -146,9 +147,10 @@ def blocks(
         return launch.ceil_div(rows, height) * launch.ceil_div(units, width)
 
     hopper = device.capability == 90 and itemsize == 2 and not (gated and height == 128)
+    narrow = 90 <= device.capability < 120 and itemsize == 2 and height <= 32
     if hopper and height == 128:
         height = width = 128 if 2 * tiles() >= device.multiprocessors else 64
-    elif hopper and height <= 32 and tiles() >= device.multiprocessors:
+    elif narrow and 2 * tiles() >= device.multiprocessors:
         width = 32
     elif height == 128 and tiles() < device.multiprocessors:
         width = 64
