@@ -44,13 +44,6 @@ FAULTS = (
         "outside|wrong",
     ),
     Planted(
-        "32-bit offsets",
-        "row = row_tile.to(tl.int64) * ROWS",
-        "row = row_tile * ROWS",
-        "third row past 2^31",
-        "outside|wrong",
-    ),
-    Planted(
         "the next best not below the last",
         "tl.where(key < last, key, lowest)",
         "tl.where(key <= last, key, lowest)",

@@ -32,8 +32,8 @@ FAULTS = (
     ),
     Planted(
         "the mean over the padded width",
-        "tl.sum(wide * wide, 1) / columns",
-        "tl.sum(wide * wide, 1) / COLUMNS",
+        "inverse_root(tl.sum(wide * wide, 1), columns, eps)",
+        "inverse_root(tl.sum(wide * wide, 1), COLUMNS, eps)",
         "odd width",
         "wrong",
     ),

@@ -23,13 +23,6 @@ FAULTS = (
         "wrong",
     ),
     Planted(
-        "32-bit offsets",
-        "row = row_tile.to(tl.int64) * ROWS",
-        "row = row_tile * ROWS",
-        "third row past 2^31",
-        "outside|wrong",
-    ),
-    Planted(
         "results stored without a mask on the rows",
         "(row < rows) & (along < units))",
         "along < units)",
