@@ -129,17 +129,17 @@ def blocks(
     results a tile read 1/64 of an operand each; halved while processors would go without. On an
     H100 (`tune`) 128 x 128 in five stages were faster from half as many tiles as processors on,
     64 x 64 in six below that, and of few rows 32 units where 64 would be a tile for every second
-    processor or more; ptxas spilled 8 bytes of 64 on sm_100, which takes 32 too.
+    processor or more; ptxas spilled 8 bytes of 64 on sm_80 and sm_100, which take 32 too.
     A processor of 100 KiB gets three stages, two programs of few rows beside each other. fp32
     multiplies on the plain cores, with operands in registers, and stays at 64 x 64; its steps of 16
     columns are the chains of `add_product`. mma.sync has a step of both gated tiles in registers,
-    255 a thread with 64 columns, of which sm_120 spilled 32 bytes: it takes 32 columns, in twice
-    the stages.
+    which with 64 columns spill (8 bytes on sm_80, 32 on sm_120): it takes 32 columns, in twice the
+    stages.
     """
     height = min(max(launch.power_of_two(rows), 16), 64 if itemsize == 4 else 128)
     width = 64 if height < 128 or gated else 128
     step = 16 if itemsize == 4 else 128 if height <= 32 else 64
-    halved = gated and step == 64 and device.capability == 120
+    halved = gated and step == 64 and device.capability in (80, 86, 89, 120)
     if halved:
         step = 32
 
@@ -147,7 +147,7 @@ def blocks(
         return launch.ceil_div(rows, height) * launch.ceil_div(units, width)
 
     hopper = device.capability == 90 and itemsize == 2 and not (gated and height == 128)
-    narrow = 90 <= device.capability < 120 and itemsize == 2 and height <= 32
+    narrow = device.capability in (80, 90, 100) and itemsize == 2 and height <= 32
     if hopper and height == 128:
         height = width = 128 if 2 * tiles() >= device.multiprocessors else 64
     elif narrow and 2 * tiles() >= device.multiprocessors:
