@@ -124,8 +124,7 @@ def refusal(spec: OpSpec, asked: str, flat: Flat) -> str | None:
         return backends.why_not(spec, asked, flat)
     if asked == "auto" and chosen == "torch":
         reasons = {name: backends.why_not(spec, name, flat) for name in tried if name != "torch"}
-        told = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
-        return "; ".join(told) or "plain PyTorch is the fastest that was measured"
+        return "; ".join(f"{name}: {why or backends.SLOWER}" for name, why in reasons.items())
     return None
 
 

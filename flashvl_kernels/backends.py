@@ -28,6 +28,9 @@ NAMES = ("cpu", "cuda", "triton", "torch")
 """Every backend; `torch` is the reference. On a GPU, which is the fastest depends on the call
 (fastest.py)."""
 
+SLOWER = "plain PyTorch was faster where such calls were measured (flashvl_kernels/fastest.py)"
+"""Why `auto` passes over a kernel that supports the call."""
+
 _AUTO = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 
@@ -210,7 +213,11 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     spec, flat = specs.capture(specs.REGISTRY[op].function, *args, **kwargs)
     spec.check(*flat)
     rejected: dict[str, str] = {}
-    for name in dict.fromkeys((*order(spec, flat, device_of(flat)), *NAMES)):
+    tried = order(spec, flat, device_of(flat))
+    for name in preference(device_of(flat)):
+        if name not in tried and why_not(spec, name, flat) is None:
+            rejected[name] = SLOWER
+    for name in dict.fromkeys((*tried, *NAMES)):
         reason = why_not(spec, name, flat)
         if reason is None:
             return Explanation(op, name, spec.kernel(name).name, rejected)

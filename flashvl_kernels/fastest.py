@@ -14,10 +14,11 @@ Order = tuple[str, ...]
 TRITON: Order = ("triton", "cuda", "torch")
 CUDA: Order = ("cuda", "triton", "torch")
 PLAIN: Order = ("torch",)
-"""cuBLAS and cuDNN, which PyTorch calls: wgmma with the tensor memory accelerator."""
+"""cuBLAS and cuDNN, which PyTorch calls."""
 
 FEW_ROWS = 16
-"""Up to here a product is bound by reading its weight, and PyTorch has nothing on us."""
+"""Up to here a product is bound by reading its weight: ours is about as fast as PyTorch's, and all
+there is where the weight is packed."""
 PLAIN_HEAD = 64
 """Channels of a head up to which our dense attention is the faster one."""
 

@@ -21,10 +21,6 @@
 namespace flashvl {
 namespace {
 
-constexpr int64_t kLine = 64;
-
-int64_t lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
-
 // Divides the vocabulary among the threads and the scratch memory among the parts.
 void plan(cpu::ArgmaxHeadArgs& args) {
   const int64_t panels = (args.w.rows + cpu::kPanel - 1) / cpu::kPanel;
@@ -33,16 +29,17 @@ void plan(cpu::ArgmaxHeadArgs& args) {
   const int64_t most = (panels + args.tasks - 1) / args.tasks * cpu::kPanel;
   args.capacity = std::min(args.k, most);
 
-  const int64_t row = lines(args.w.columns * sizeof(float));
-  const int64_t prepared = cpu::kFewRows * cpu::few_rows_bytes(args.w);
+  ScratchParts parts;
+  const int64_t row = parts.add(args.w.columns * int64_t{sizeof(float)});
+  const int64_t prepared = parts.add(cpu::kFewRows * cpu::few_rows_bytes(args.w));
   const int64_t best =
-      lines(args.tasks * cpu::kFewRows * args.capacity * int64_t{sizeof(cpu::Candidate)});
-  const int64_t taken = lines(args.tasks * sizeof(int64_t));
-  char* memory = static_cast<char*>(scratch(row + prepared + best + taken));
-  args.row = reinterpret_cast<float*>(memory);
-  args.prepared = memory + row;
-  args.best = reinterpret_cast<cpu::Candidate*>(memory + row + prepared);
-  args.taken = reinterpret_cast<int64_t*>(memory + row + prepared + best);
+      parts.add(args.tasks * cpu::kFewRows * args.capacity * int64_t{sizeof(cpu::Candidate)});
+  const int64_t taken = parts.add(args.tasks * int64_t{sizeof(int64_t)});
+  char* const memory = parts.allocate();
+  args.row = reinterpret_cast<float*>(memory + row);
+  args.prepared = memory + prepared;
+  args.best = reinterpret_cast<cpu::Candidate*>(memory + best);
+  args.taken = reinterpret_cast<int64_t*>(memory + taken);
 }
 
 void run(const cpu::ArgmaxHeadArgs& args, int64_t rows) {

@@ -16,7 +16,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kLine = 64;
 // Rows a packing task should have: 32 is a block of AMX tiles.
 constexpr int64_t kPackGrain = 32;
 
@@ -139,20 +138,6 @@ NormTensors as_norm(const char* op, const std::optional<Tensor>& weight,
 
 namespace {
 
-// Where the parts of an op's working memory begin, each aligned to a cache line.
-class Parts {
- public:
-  int64_t add(int64_t bytes) {
-    const int64_t at = size_;
-    size_ += round_up(bytes, kLine);
-    return at;
-  }
-  char* allocate() const { return static_cast<char*>(scratch(static_cast<size_t>(size_))); }
-
- private:
-  int64_t size_ = 0;
-};
-
 void plan(cpu::ProductArgs& product) {
   static cpu::PlanProduct* const kernel = FLASHVL_SELECT(cpu::PlanProduct, product_plan);
   product.threads = torch::stable::get_num_threads();
@@ -199,7 +184,7 @@ void run(const cpu::ProductArgs& product, char* workspace) {
 void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) {
   if (splits(product)) return multiply_split(x, norm, product, nullptr);
   plan(product);
-  Parts parts;
+  ScratchParts parts;
   const int64_t packed = parts.add(product.plan.packed_bytes);
   const int64_t workspace = parts.add(workspace_bytes(product.plan));
   char* const memory = parts.allocate();
@@ -218,7 +203,7 @@ void multiply_twice(const Rows& x, const NormTensors& norm, cpu::ProductArgs fir
   plan(second);
   const bool few = first.plan.few;
   const int64_t width = first.w.rows;
-  Parts parts;
+  ScratchParts parts;
   const int64_t packed = parts.add(first.plan.packed_bytes);
   const int64_t floats = parts.add(few ? first.rows * width * 4 : 0);
   const int64_t packed_again = parts.add(second.plan.packed_bytes);

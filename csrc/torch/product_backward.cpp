@@ -20,7 +20,6 @@
 namespace flashvl {
 namespace {
 
-constexpr int64_t kLine = 64;
 constexpr int64_t kTaskRows = 64;  // fewer rows than that are not worth sums of their own
 
 bool available() {
@@ -56,8 +55,6 @@ Tensor result(bool wanted, const Tensor& like, torch::headeronly::IntHeaderOnlyA
   return out;
 }
 
-int64_t line_up(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
-
 void run(cpu::ProductBackwardArgs& args) {
   static cpu::ProductBackwardPlan* const plan =
       FLASHVL_SELECT(cpu::ProductBackwardPlan, product_backward_plan);
@@ -70,11 +67,12 @@ void run(cpu::ProductBackwardArgs& args) {
   const int64_t most = torch::stable::get_num_threads();
   args.tasks = std::clamp<int64_t>(args.rows / kTaskRows, 1, most);
   const cpu::ProductBackwardSizes sizes = plan(args);
-  const int64_t packed = line_up(sizes.packed_bytes);
-  char* const memory =
-      static_cast<char*>(scratch(static_cast<size_t>(packed + args.tasks * sizes.task_bytes)));
-  args.packed = memory;
-  args.memory = memory + packed;
+  ScratchParts parts;
+  const int64_t packed = parts.add(sizes.packed_bytes);
+  const int64_t tasks = parts.add(args.tasks * sizes.task_bytes);
+  char* const memory = parts.allocate();
+  args.packed = memory + packed;
+  args.memory = memory + tasks;
   torch::stable::parallel_for(0, sizes.packed_blocks, 4,
                               [&](int64_t begin, int64_t end) { pack(args, begin, end); });
   torch::stable::parallel_for(0, args.tasks, 1, [&](int64_t begin, int64_t end) {

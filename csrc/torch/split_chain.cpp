@@ -12,16 +12,12 @@
 namespace flashvl {
 namespace {
 
-constexpr int64_t kLine = 64;
-
 // Packing the weights costs as much as some 20 rows.
 constexpr int64_t kFewestRows = 32;
 
 // 6 MiB in parts: beyond, the weights come from memory again for each few hundred rows.
 constexpr int64_t kMostWeights = int64_t{1} << 20;
 constexpr int64_t kLongest = 8192;  // 256 rows of that many columns are 12 MiB in parts
-
-int64_t line_up(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 const float* floats(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
@@ -55,10 +51,12 @@ void multiply_split(const Rows& x, const NormTensors& norm, const cpu::ProductAr
   const int64_t threads = torch::stable::get_num_threads();
   args.tasks = std::clamp<int64_t>(first.rows / kFewestRows, 1, threads);
   const cpu::SplitChainSizes sizes = plan(args);
-  const int64_t packed = line_up(sizes.packed_bytes);
-  args.packed =
-      static_cast<char*>(scratch(static_cast<size_t>(packed + args.tasks * sizes.task_bytes)));
-  args.memory = args.packed + packed;
+  ScratchParts parts;
+  const int64_t packed = parts.add(sizes.packed_bytes);
+  const int64_t tasks = parts.add(args.tasks * sizes.task_bytes);
+  char* const memory = parts.allocate();
+  args.packed = memory + packed;
+  args.memory = memory + tasks;
   torch::stable::parallel_for(0, sizes.packed_blocks, 4,
                               [&](int64_t begin, int64_t end) { pack(args, begin, end); });
   torch::stable::parallel_for(0, args.tasks, 1, [&](int64_t begin, int64_t end) {

@@ -47,9 +47,9 @@ def plan(rows: int, columns: int, vector: int, device: Device) -> NormPlan:
     """The launch for `rows` rows of `columns` elements, read `vector` at a time.
 
     A warp a row needs no barrier, so it is taken wherever registers hold the row and the rows give
-    every multiprocessor a block. The grid is at most twice what can run at once: a block goes on to
-    further rows with the weight in its first-level cache, and the loads of one warp lie under the
-    sums and stores of another.
+    every multiprocessor a block. The grid is as many blocks as a multiprocessor's threads make,
+    more than registers admit at once: the loads of one warp lie under the sums and stores of
+    another, and a block goes on to further rows with the weight in its first-level cache.
     """
     vectors = ceil_div(columns, vector)
     by_warp = ceil_div(vectors, WARP)

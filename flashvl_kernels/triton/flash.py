@@ -51,12 +51,12 @@ def block(rows: int, heads: int, head_dim: int, itemsize: int, device: Device) -
     128 rows read each key from shared memory half as often as 64, but only where enough programs
     are left for every processor; short calls take the least that holds their rows. On an H100 the
     two programs of 64 rows beside each other were as fast at 128 channels, and up to 1.35 times as
-    fast below (`tune`), so that Hopper never takes 128. wgmma and
-    tcgen05 read keys and values from shared memory, 64 at a time; mma.sync and AMD's read them from
-    registers, which 64 overflow (sm_120 spilled 72 bytes a thread at 72 channels), and so do 128
-    rows of 128 channels. tcgen05 results of 64 such rows need 8 warps to be rescaled (4 spilled
-    120 bytes); 128, the rows of its instruction, take 206 registers of 8 warps, where ptxas gave 64
-    only 128 and spilled 24 bytes. Exact fp32 products run outside the tensor cores: small blocks.
+    fast below (`tune`), so that Hopper never takes 128. wgmma and tcgen05 read keys and values from
+    shared memory, 64 at a time; mma.sync and AMD's read them from registers, which 64 overflow
+    (sm_120 spilled 72 bytes a thread at 72 channels), and so do 128 rows of 128 channels. tcgen05
+    results of 64 such rows need 8 warps to be rescaled (4 spilled 120 bytes); 128, the rows of its
+    instruction, take 206 registers of 8 warps, where ptxas gave 64 only 128 and spilled 24 bytes.
+    Exact fp32 products run outside the tensor cores: small blocks.
 
     At 128 channels a thread of 4 warps holds 64 registers of results, 32 of scores or of their
     weights, with mma.sync 32 of q, and up to 32 of addresses of keys and values on their way:

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from flashvl_bench.cases import Case, placed, runner
+from flashvl_bench.gpu.target import missing
 from flashvl_bench.gpu.timing import capture
 from flashvl_kernels import backend, backends, fastest, numerics
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample
+
+if (reason := missing()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BACKENDS = ("cuda", "triton")

@@ -13,7 +13,7 @@ import torch
 
 from flashvl_kernels import backend, backends, fastest
 from flashvl_kernels.shapes import meta_call
-from flashvl_kernels.spec import REGISTRY
+from flashvl_kernels.spec import REGISTRY, capture
 
 WITHIN = {"stitched_tile_attention": 1.2}
 """Triton's blended case took 340 µs then, and 231 since it runs on wgmma (docs/ladders/h100.md)."""
@@ -59,6 +59,24 @@ def test_every_order_ends_where_every_call_is_supported(op: str) -> None:
             order = fastest.order(op, meta_call(REGISTRY[op], sample, torch.bfloat16))
             assert order[-1] == "torch"
             assert set(order) <= {"cuda", "triton", "torch"} and len(set(order)) == len(order)
+
+
+def test_explain_says_that_plain_pytorch_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU: the kernels would take the call, and are passed over."""
+    monkeypatch.setattr(backends, "device_of", lambda _: "cuda")
+    monkeypatch.setattr(backends, "why_not", lambda spec, name, args, device=None: None)
+    x, w = torch.empty(300, 64, device="meta"), torch.empty(32, 64, device="meta")
+    told = backends.explain("linear", x, w)
+    assert told.backend == "torch"
+    assert told.rejected == {"cuda": backends.SLOWER, "triton": backends.SLOWER}
+    few = backends.choose(REGISTRY["linear"], meta_call_of_one_row(), "cuda")
+    assert few.backend == "triton"
+
+
+def meta_call_of_one_row() -> tuple[Any, ...]:
+    """A product of one row, which our kernels take."""
+    x, w = torch.empty(1, 64, device="meta"), torch.empty(32, 64, device="meta")
+    return capture(REGISTRY["linear"].function, x, w)[1]
 
 
 def test_only_auto_looks_at_the_call() -> None:
