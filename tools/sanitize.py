@@ -1,10 +1,10 @@
 """`make sanitize`: the op tests on an extension built with AddressSanitizer and UBSan.
 
 Builds into build/sanitize, loads that library through FLASHVL_EXTENSION with libasan preloaded, and
-runs, at every level this machine has, the registry tests that execute kernels (all samples against
-the oracle, strided and zero-size ones among them, and offsets past 2^31) and the fuzzed calls. The
-first report of a sanitizer ends the process that made it, and this one with status 1. Leaks are not
-looked for: Python and PyTorch keep what they keep.
+runs, at every level this machine has, the tests that execute kernels (all samples and their
+gradients against the oracle, strided and zero-size ones among them, and offsets past 2^31) and the
+fuzzed calls. The first report of a sanitizer ends the process that made it, and this one with
+status 1. Leaks are not looked for: Python and PyTorch keep what they keep.
 
     python tools/sanitize.py [--level LEVEL ...] [-k EXPRESSION] [--fuzz CALLS]
 """
@@ -23,7 +23,11 @@ from build_extension import find_cmake, find_tool
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
 LIBRARY = BUILD / "libflashvl_kernels.so"
-TESTS = "test_kernels_against_the_float64_oracle or test_offsets_past_2_to_the_31"
+TESTS = (
+    "test_kernels_against_the_float64_oracle or test_gradients_against_the_float64_oracle or "
+    "test_offsets_past_2_to_the_31"
+)
+FILES = ("tests/ops/test_registry.py", "tests/ops/test_backward.py")
 # Frame pointers and line tables make a report readable; the levels' own -O3 stays, because the
 # optimised code is what runs. The vectorised loops of some levels compile four times as long.
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
@@ -87,7 +91,7 @@ def levels() -> list[str]:
 def check(level: str, expression: str, fuzz: int) -> bool:
     """Run the tests and the fuzzed calls at `level`; True if nothing was reported or failed."""
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-k", expression]
-    runs = [[*tests, "tests/ops/test_registry.py"]]
+    runs = [[*tests, *FILES]]
     if fuzz:
         runs.append(["tests/ops/test_fuzz.py", "0", "0", str(fuzz)])
     clean = True
@@ -119,8 +123,8 @@ def main() -> int:
     clean = [check(level, expression, options.fuzz) for level in chosen]
     print(
         f"sanitize: AddressSanitizer and UBSan, levels {', '.join(chosen)}; every sample of the "
-        f"registry's kernels against the oracle, offsets past 2^31, {options.fuzz} fuzzed calls a "
-        f"level: {'clean' if all(clean) else 'NOT CLEAN'}"
+        f"registry's kernels and its gradients against the oracle, offsets past 2^31, "
+        f"{options.fuzz} fuzzed calls a level: {'clean' if all(clean) else 'NOT CLEAN'}"
     )
     return 0 if all(clean) else 1
 
