@@ -50,8 +50,8 @@ def arguments(commands: Any) -> None:
     gate.add_argument("--dtype", type=_words, default=("bf16",), help="default: bf16")
     gate.add_argument("--backend", default="auto", help="default: auto")
     gate.add_argument("--samples", type=int, default=3, help="of an op, the cheapest (default: 3)")
-    gate.add_argument("--warm", action="store_true", help="the same arguments in every call")
-    gate.add_argument("--seconds", type=float, default=1.0, help="of a case (default: 1)")
+    gate.add_argument("--cold", action="store_true", help="other arguments in every call; noisier")
+    gate.add_argument("--seconds", type=float, default=2.0, help="of a case at most (default: 2)")
     gate.add_argument("--threads", type=int, help="default: PyTorch's")
     gate.add_argument(
         "--least", type=float, help=f"the least change to tell (default: {LEAST}; static: 0.02)"
@@ -129,7 +129,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         backend=options.backend,
         samples=options.samples,
         cases=None if options.cases is None else str(Path(options.cases).absolute()),
-        warm=options.warm,
+        warm=not options.cold,
         seconds=options.seconds,
         threads=options.threads or torch.get_num_threads(),
     )

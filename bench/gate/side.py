@@ -7,7 +7,9 @@ answers with its error:
 
     cases                    the keys of all cases
     prepare case judge       its arguments, and whether it runs and is right; seconds of a call
-    turn calls               seconds of each of that many calls, cold
+    lend                     where the other side can map these arguments (shared.py)
+    borrow paths             whether this side works on those arguments from now on
+    turn calls               seconds of each of that many calls
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import torch
 
 from flashvl_bench import machine
 from flashvl_bench.cases import Case, Judge, refusal, select
+from flashvl_bench.gate.shared import Lent, borrowed
 from flashvl_bench.own import OwnCase
 from flashvl_bench.peers import protocol
 from flashvl_bench.timing import Contender, Flat, Rotation, timed
@@ -42,6 +45,7 @@ class Prepared:
     """A case ready to be timed."""
 
     contender: Contender
+    flat: Flat
     rotation: Rotation
 
 
@@ -162,7 +166,6 @@ class Side:
         torch.set_num_threads(asked["threads"])
         machine.keep_freed_memory()
         self._slower: dict[str, float] = asked["slower"]
-        self._cache_bytes = 0 if asked["warm"] else machine.last_level_cache()
         self._warm: bool = asked["warm"]
         found: Iterator[AnyCase]
         if asked["cases"]:
@@ -173,6 +176,7 @@ class Side:
             found = op_cases(*(asked[n] for n in ("ops", "dtypes", "backend", "samples")))
         self._cases = {case.key: case for case in found}
         self._held: Prepared | None = None
+        self._lent: Lent | None = None
 
     def cases(self) -> dict[str, Any]:
         """All keys."""
@@ -181,6 +185,9 @@ class Side:
     def prepare(self, case: list[str], judge: bool) -> dict[str, Any]:
         """Drop the case before, and hold this one."""
         self._held = None
+        if self._lent is not None:
+            self._lent.close()
+            self._lent = None
         gc.collect()
         each = self._cases.get((case[0], case[1], case[2], case[3]))
         if each is None:
@@ -191,9 +198,41 @@ class Side:
             return {"status": other.status, "reason": other.reason, "seconds": 0.0}
         if each.name in self._slower:
             run = slowed(run, self._slower[each.name])
-        rotation = Rotation(flat, self._cache_bytes, self._warm)
-        self._held = Prepared(Contender(each.name, run, each.context), rotation)
+        self._hold(Contender(each.name, run, each.context), flat)
         return {"status": "ok", "reason": "", "seconds": min(self._calls(WARM_CALLS))}
+
+    def lend(self) -> dict[str, Any]:
+        """Move the held arguments to where the other side can map them; no paths where the system
+        cannot, or where each call gets others anyway."""
+        assert self._held is not None
+        if not self._warm:
+            return {"paths": None}
+        try:
+            self._lent = Lent(self._held.flat)
+        except OSError:
+            return {"paths": None}
+        self._hold(self._held.contender, self._lent.flat)
+        self._calls(WARM_CALLS)
+        return {"paths": self._lent.paths}
+
+    def borrow(self, paths: list[str | None]) -> dict[str, Any]:
+        """Hold the other side's arguments, if they are the same as these; else these, in memory of
+        the same kind."""
+        assert self._held is not None
+        try:
+            flat = borrowed(self._held.flat, paths)
+        except OSError:
+            flat = None
+        if flat is None:
+            self.lend()
+            return {"common": False}
+        self._hold(self._held.contender, flat)
+        self._calls(WARM_CALLS)
+        return {"common": True}
+
+    def _hold(self, contender: Contender, flat: Flat) -> None:
+        cache = 0 if self._warm else machine.last_level_cache()
+        self._held = Prepared(contender, flat, Rotation(flat, cache, self._warm))
 
     def turn(self, calls: int) -> dict[str, Any]:
         """Time the held case."""
@@ -213,4 +252,7 @@ class Side:
 def start() -> dict[str, protocol.Handler]:
     """What the client asked for on the command line."""
     side = Side(protocol.settings())
-    return {"cases": side.cases, "prepare": side.prepare, "turn": side.turn}
+    return {
+        "cases": side.cases, "prepare": side.prepare, "lend": side.lend, "borrow": side.borrow,
+        "turn": side.turn,
+    }  # fmt: skip

@@ -1,11 +1,11 @@
 """Two sides of a gate taking turns: fresh processes for every measurement, the same arguments,
-the same measuring code; only the kernels on the search path differ.
+the same measuring code, the same memory (shared.py); only the kernels on the search path differ.
 
 In each round both make the same number of calls, at least `TURN` long, one side right after the
 other, the order alternating. A turn counts as its median call, so one preemption in it counts
-nothing. Before a turn the client rests: the threads of an idle OpenMP library spin for some
-milliseconds, on the cores the other side is about to use. Both begin with the environment of
-steady.py.
+nothing. Rounds end once they tell the ratio better than processes repeat it. Before a turn the
+client rests: the threads of an idle OpenMP library spin for some milliseconds, on the cores the
+other side is about to use. Both begin with the environment of steady.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import flashvl_bench
 from flashvl_bench import steady
 from flashvl_bench.compare import Key
-from flashvl_bench.gate.verdict import Measured
+from flashvl_bench.gate.verdict import PROCESS_SPREAD, Measured, moved
 from flashvl_bench.remote import REST, Remote, RemoteError
 
 TURN = 0.02  # seconds of a turn at least, where calls are shorter
@@ -39,20 +39,23 @@ def start():
 protocol.serve(start)
 """
 FEWEST_ROUNDS, MOST_ROUNDS = 12, 60
+LOOK = 4  # rounds from one look at the error to the next
+ENOUGH = PROCESS_SPREAD / 3  # standard error of the ratio
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. seconds: of a case, both sides together; cases: a file of OwnCases, else
-    the samples of the ops; slower: planted, {op or case: share of its time}, in the head."""
+    """What is measured. seconds: of a case at most, both sides together; warm: the same arguments
+    in every call; cases: a file of OwnCases, else the samples of the ops; slower: planted, {op or
+    case: share of its time}, in the head."""
 
     ops: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("bf16",)
     backend: str = "auto"
     samples: int = 3
     cases: str | None = None
-    warm: bool = False
-    seconds: float = 1.0
+    warm: bool = True
+    seconds: float = 2.0
     threads: int = 1
     slower: dict[str, float] = field(default_factory=dict)
 
@@ -147,11 +150,16 @@ class Pair:
         reason = ready[0]["reason"], ready[1]["reason"]
         if status != ("ok", "ok"):
             return Measured(key, status, reason)
+        paths = _ask(0, sides[0], "lend")["paths"]
+        if paths is not None:
+            _ask(1, sides[1], "borrow", paths=paths)
         once = max(float(each["seconds"]) for each in ready)
         calls = min(max(round(TURN / once), 1), MOST_CALLS)
         rounds = round(self._settings.seconds / (2 * calls * once))
         times: tuple[list[float], list[float]] = [], []
         for turn in range(min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)):
+            if turn >= FEWEST_ROUNDS and turn % LOOK == 0 and moved(*times).error < ENOUGH:
+                break
             for i in (0, 1) if turn % 2 == 0 else (1, 0):
                 time.sleep(REST)
                 took = _ask(i, sides[i], "turn", calls=calls)["seconds"]

@@ -68,9 +68,9 @@ class Moved:
     error: float
 
 
-def moved(measured: Measured) -> Moved:
-    """By how much the head is slower on one pair of processes."""
-    logs = np.log(measured.head) - np.log(measured.base)
+def moved(base: Sequence[float], head: Sequence[float]) -> Moved:
+    """By how much the head is slower on one pair of processes, by the times of its rounds."""
+    logs = np.log(head) - np.log(base)
     rng = np.random.default_rng(0)
     drawn = logs[rng.integers(len(logs), size=(RESAMPLES, len(logs)))]
     return Moved(float(_middle(logs)), float(np.std(_middle(drawn))))
@@ -116,7 +116,7 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
     changes = {key: _without_times(measured) for key, measured in first.items()}
     timed = [key for key, change in changes.items() if change is None]
     found: dict[Key, list[Moved]] = {key: [] for key in timed}
-    start = {key: moved(first[key]) for key in timed}
+    start = {key: moved(first[key].base, first[key].head) for key in timed}
     usual = spread(list(start.values()))
     suspects = [k for k in timed if abs(start[k].by) >= SUSPICION * np.log1p(least)]
     suspects.sort(key=lambda key: -start[key].by)  # the slower first: they decide the exit status
@@ -131,7 +131,7 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
             if failed is not None:
                 verdicts[key] = failed
                 continue
-            found[key].append(moved(again[key]))
+            found[key].append(moved(again[key].base, again[key].head))
             if taken >= FEWEST_PAIRS:
                 change = _judged(
                     key, pooled(found[key], usual), len(timed), least, taken == MOST_PAIRS

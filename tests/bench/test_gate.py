@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flashvl_bench import cli, schema
 from flashvl_bench.gate import checkouts, side, trials, turns, verdict
 from flashvl_bench.gate import cli as gate
 from flashvl_bench.gate.verdict import Measured
+from flashvl_bench.timing import Contender, Flat
 from tests.bench.noise import CASES, SharedMachine, key
 
 RUNS = 100
@@ -42,7 +44,7 @@ def test_the_made_up_machine_fools_who_measures_once() -> None:
     alarms = 0
     for seed in range(30):
         once = SharedMachine(seed).measure(None)
-        moves = [verdict.moved(each) for each in once.values()]
+        moves = [verdict.moved(each.base, each.head) for each in once.values()]
         alarms += any(each.by > np.log1p(verdict.LEAST) for each in moves)
     assert alarms >= 15
 
@@ -176,7 +178,7 @@ def repository(tmp_path: Path) -> Iterator[tuple[Path, Commit]]:
 
 def _gate(folder: Path, *more: str) -> int:
     arguments = ["gate", "--repository", str(folder), "--base", "HEAD~1", "--build", "none"]
-    return cli.main([*arguments, "--warm", "--seconds", "0.05", "--threads", "1", *more])
+    return cli.main([*arguments, "--seconds", "0.05", "--threads", "1", *more])
 
 
 def test_a_whole_run_on_another_repository(
@@ -267,6 +269,51 @@ def test_a_planted_slowdown_takes_its_share() -> None:
 
     slower = side.slowed(run, 0.5)
     assert min(once(slower) for _ in range(5)) >= 0.015
+
+
+def _held(args: Flat) -> side.Side:
+    asked = {"threads": 1, "slower": {}, "warm": True, "cases": None, "keys": []}
+    held = side.Side(asked)
+    held._hold(Contender("c", lambda *args: None), args)
+    return held
+
+
+def test_both_sides_work_on_the_same_memory() -> None:
+    """Also of a view with strides of its own, and of arguments that are no tensors."""
+
+    def made() -> Flat:
+        wide = torch.arange(24.0).view(4, 6)
+        return wide[1:, 1:4], 3, torch.ones(5, dtype=torch.bfloat16), torch.empty(0)
+
+    args = made()
+    lender, borrower = _held(args), _held(made())
+    paths = lender.lend()["paths"]
+    assert [path is None for path in paths] == [False, True, False, True]
+    assert borrower.borrow(paths) == {"common": True}
+    assert lender._held is not None and borrower._held is not None
+    mine, theirs = lender._held.flat, borrower._held.flat
+    assert torch.equal(theirs[0], args[0]) and theirs[0].stride() == args[0].stride()
+    mine[0][2, 1] = -5
+    assert theirs[0][2, 1] == -5 and args[0][2, 1] != -5, "memory of its own"
+    other = _held((args[0] + 1, *args[1:]))
+    assert other.borrow(paths) == {"common": False}, "other values are not replaced"
+    assert other._held is not None and torch.equal(other._held.flat[0], args[0] + 1)
+    lender._lent.close()  # type: ignore[union-attr]
+    assert _held(args).borrow(paths) == {"common": False}, "the names are given up"
+    assert theirs[0][2, 1] == -5, "the memory stays"
+
+
+def test_too_little_memory_leaves_the_arguments_where_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    args = (torch.ones(3),)
+    held = _held(args)
+    assert held.lend() == {"paths": None}
+    assert held._held is not None and held._held.flat[0] is args[0]
 
 
 def test_the_ops_of_this_package_are_cases() -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
-pytest.importorskip("matplotlib", reason="fonts and plots come with matplotlib")
 
 from flashvl.config import FlashVLConfig
 from flashvl.train import exam, study, study_page, study_results, tiled, tiles

@@ -17,8 +17,6 @@ from flashvl.train.seams import Box
 from flashvl.train.tile_targets import HALVES, IGNORE, tile_targets, token_shares
 from flashvl_kernels.tiles import TileGrid
 
-pytest.importorskip("matplotlib", reason="most printed fonts come with matplotlib")
-
 POLICIES = {policy.name: policy for policy in policies(FlashVLConfig.tiny())}
 PATCH = 8
 

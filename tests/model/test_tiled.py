@@ -16,7 +16,6 @@ from flashvl.train.seams import Box, seam
 from flashvl_kernels.tiles import TileGrid
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
-pytest.importorskip("matplotlib", reason="most printed fonts come with matplotlib")
 
 
 def test_batches_do_not_depend_on_the_workers() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
-pytest.importorskip("matplotlib", reason="printed fonts and curves come with matplotlib")
 
 from flashvl.config import FlashVLConfig
 from flashvl.image import image_to_inputs
