@@ -6,8 +6,10 @@ op's reference) takes turns with the backends in the same rounds, on the same ro
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -217,7 +219,8 @@ def target(device: str) -> Host | GpuTarget:
 
 
 def run(settings: Settings, json_file: str | None = None) -> int:
-    """Measure, print, and write the result file. Exit status 1 if a kernel was wrong or raised."""
+    """Measure, print, and write the result file. Exit status 1 if a kernel was wrong or raised; 130
+    if Ctrl-C or SIGTERM ended the run, whose rows so far are written all the same."""
     kept = machine.keep_freed_memory()
     on = target(settings.device)
     here = on.facts()
@@ -230,9 +233,12 @@ def run(settings: Settings, json_file: str | None = None) -> int:
     print(f"method    {method(settings, kept)}\n", flush=True)
     table = report.Table(report.OPS if here.gpu is None else report.OPS_ON_GPU)
     rows: list[Row] = []
-    for row in measure(settings, top, on.timer):
-        rows.append(row)
-        print(table.row(report.cells(row)), flush=True)
+    with until_interrupted() as ended:
+        for row in measure(settings, top, on.timer):
+            rows.append(row)
+            print(table.row(report.cells(row)), flush=True)
+    if ended:
+        print(f"\n{ended[0]} after {len(rows)} rows")
     end = on.ceilings(settings.quick)
     drift = max(abs(end.read / top.read - 1), abs(end.copy / top.copy - 1))
     print(f"\nceilings at the end: {end.line()} (bandwidth moved by {drift:.0%})")
@@ -251,7 +257,24 @@ def run(settings: Settings, json_file: str | None = None) -> int:
     if json_file:
         schema.write(document, json_file)
     bad = [row for row in rows if row.status in ("wrong", "fails")]
-    return 1 if bad else 0
+    return 130 if ended else 1 if bad else 0
+
+
+@contextmanager
+def until_interrupted() -> Iterator[list[str]]:
+    """A block that Ctrl-C or SIGTERM, which time limits send, ends early; the list then says so."""
+    ended: list[str] = []
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield ended
+    except KeyboardInterrupt as interrupt:
+        ended.append(str(interrupt) or "Ctrl-C")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def about_gpu(here: Machine) -> Iterator[str]:

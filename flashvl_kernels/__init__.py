@@ -1,7 +1,7 @@
 """Kernels for vision-language models: fused token compression, stitched tiles, decoder MLPs.
 
 Every op is a function on tensors, registered with PyTorch under `flashvl::`; `set_backend`,
-`backend` and `explain` say which kernel runs it.
+`backend` and `explain` say which kernel runs it, `watch_backward` how gradients came back.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from flashvl_kernels.backends import BackendError, Explanation, backend, explain, set_backend
 from flashvl_kernels.cache import KVCache
 from flashvl_kernels.compression import Compression
+from flashvl_kernels.gradients.watched import watch_backward
 from flashvl_kernels.norm import Norm
 from flashvl_kernels.ops.argmax_head import argmax_head
 from flashvl_kernels.ops.causal_attention import causal_attention
@@ -58,4 +59,5 @@ __all__ = [
     "swiglu",
     "swiglu_mlp",
     "tile_attention",
+    "watch_backward",
 ]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashvl_kernels import backends
+from flashvl_kernels.gradients import watched
 
 Function = Callable[..., Any]
 _LIBRARY = torch.library.Library("flashvl", "DEF")
@@ -312,7 +313,9 @@ class OpSpec:
         if self.backward is not None and not torch.is_grad_enabled():
             found = self.backward(ctx.needs_input_grad, grads, *args)
             if found is not NotImplemented:
+                watched.ends(self.name, by_hand=True)
                 return tuple(found)
+        watched.ends(self.name, by_hand=False)
         return self._recomputed(ctx.needs_input_grad, grads, args)
 
     def _recomputed(

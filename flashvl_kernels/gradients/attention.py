@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels.gradients import kernels
+from flashvl_kernels.gradients import kernels, watched
 
 # 512 by 512 scores and their gradients are 2 MiB, the second-level cache.
 MOST_SCORES = 512 * 512
@@ -39,6 +39,7 @@ def tile_attention(
     (grad,) = grads
     if lengths is not None or not _runs(grad, q, q.shape[1]):
         return NotImplemented
+    watched.uses("attention_backward")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     found = torch.ops.flashvl_cpu.attention_backward(grad, q, k, v, None, factor)
     return [*found, None, None]
@@ -56,6 +57,7 @@ def causal_attention(
     (grad,) = grads
     if not _runs(grad, q, k_cache.shape[2]):
         return NotImplemented
+    watched.uses("attention_backward")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     keys, values = k_cache.transpose(1, 2), v_cache.transpose(1, 2)
     found = torch.ops.flashvl_cpu.attention_backward(grad, q, keys, values, lengths, factor)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvl_kernels.gradients import kernels
+from flashvl_kernels.gradients import kernels, watched
 
 
 def norm_backward(
@@ -29,6 +29,7 @@ def norm_backward(
     bias None: RMSNorm. add [M, C]: a gradient that x has from elsewhere, added before rounding.
     """
     if kernels.runs("norm_backward", grad):
+        watched.uses("norm_backward")
         dx, dweight, dbias = torch.ops.flashvl_cpu.norm_backward(grad, x, weight, bias, eps, add)
         return dx, dweight, None if bias is None else dbias
     dtype = x.dtype

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels.gradients import kernels
+from flashvl_kernels.gradients import kernels, watched
 
 
 def backward(
@@ -24,6 +24,7 @@ def backward(
     if needs[1] or needs[2] or dq is None or dk is None or dv is None:
         return NotImplemented  # tables that learn, or results nobody used
     if kernels.runs("rope_qkv_backward", dq):
+        watched.uses("rope_qkv_backward")
         args = (dq, dk, dv, cos, sin, positions)
         dqkv = torch.ops.flashvl_cpu.rope_qkv_backward(*args)
     else:

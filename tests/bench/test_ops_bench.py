@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +222,27 @@ def test_the_command_writes_a_valid_file(
     assert (row["op"], row["backend"], row["status"]) == ("rms_norm", "torch", "ok")
     assert document["machine"]["torch"] == torch.__version__
     assert len(row["seconds"]) == len(row["plain_seconds"]) >= 3
+
+
+def test_a_run_that_is_stopped_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM in the middle, as a time limit sends it."""
+    whole = ops.measure
+
+    def stopped(*args: Any) -> Iterator[ops.Row]:
+        yield next(whole(*args))
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from whole(*args)
+
+    monkeypatch.setattr(ops, "measure", stopped)
+    path = tmp_path / "r.json"
+    handler = signal.getsignal(signal.SIGTERM)
+    command = ["ops", "--quick", "--op", "swiglu", "--backend", "torch", "--json", str(path)]
+    assert cli.main(command) == 130
+    assert "SIGTERM after 1 rows" in capsys.readouterr().out
+    assert len(schema.read(path)["rows"]) == 1
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_a_bad_argument_is_an_error_that_names_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import flashvl_kernels as fvk
 from flashvl_kernels import extension, numerics
 from flashvl_kernels.backends import backend
 from flashvl_kernels.spec import REGISTRY, OpSpec, Sample, capture
@@ -233,3 +234,30 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@pytest.mark.skipif(not extension.EXTENSION.loaded, reason=extension.EXTENSION.reason)
+def test_how_gradients_came_back_is_told() -> None:
+    """By hand on a kernel or on PyTorch's ops, or through the reference; outside of the block
+    nobody listens, and on the torch backend autograd has the plain expressions themselves."""
+    w = fvk.pack(torch.randn(8, 16).bfloat16(), "bf16")
+    x = torch.randn(2, 64, 16, dtype=torch.bfloat16, requires_grad=True)
+
+    def passes() -> None:
+        pooled = fvk.compress_tokens(x, fvk.Compression("average", 2), size=(8, 8))
+        fvk.rms_norm(fvk.linear(pooled, w), torch.ones(8).bfloat16())[0].sum().backward()
+
+    passes()
+    with fvk.watch_backward() as seen, fvk.watch_backward() as too:
+        passes()
+    told = [
+        "rms_norm: by hand (CPU kernel norm_backward)",
+        "linear: by hand (PyTorch's ops)",
+        "compress_tokens: recomputed through the reference",
+    ]
+    assert seen == too == told
+    passes()
+    assert len(seen) == 3
+    with fvk.watch_backward() as seen, backend("torch"):
+        passes()
+    assert seen == []
