@@ -31,6 +31,7 @@ FEWEST_ROUNDS = 5
 # Half of `least` makes a suspect: of twice `least` (the 10 % of the bars) next to none is missed.
 SUSPICION = 0.5
 FEWEST_PAIRS, MOST_PAIRS = 2, 8  # fresh pairs of processes for a suspect
+FEWEST_TO_TELL = 4  # of them for a change to be told: two or three may agree by chance
 # Pairs of processes differ by this much at least, whatever a handful of them says; and by as much
 # as the cases of the first pair do among each other, if these are enough to tell (most of them are
 # unchanged).
@@ -133,9 +134,7 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
                 continue
             found[key].append(moved(again[key].base, again[key].head))
             if taken >= FEWEST_PAIRS:
-                change = _judged(
-                    key, pooled(found[key], usual), len(timed), least, taken == MOST_PAIRS
-                )
+                change = _judged(key, pooled(found[key], usual), len(timed), least, taken)
                 if change is not None:
                     verdicts[key] = change
         open_keys = [key for key in open_keys if key not in verdicts]
@@ -148,12 +147,14 @@ def decide(meter: Meter, least: float = LEAST) -> list[Change]:
     return [change for change in changes.values() if change is not None]
 
 
-def _judged(key: Key, pool: Moved, cases: int, least: float, last: bool) -> Change | None:
+def _judged(key: Key, pool: Moved, cases: int, least: float, pairs: int) -> Change | None:
     """The verdict on a suspect; None where another pair of processes is wanted."""
     size, bar, reach = abs(pool.by), float(np.log1p(least)), _bound(cases) * pool.error
     if size >= bar and size > reach:
+        if pairs < min(FEWEST_TO_TELL, MOST_PAIRS):
+            return None
         return _stated(key, "slower" if pool.by > 0 else "faster", pool, cases)
-    if last or size + pool.error < bar:
+    if pairs == MOST_PAIRS or size + pool.error < bar:
         return _stated(key, "same", pool, cases)
     return None
 
