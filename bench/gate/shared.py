@@ -2,7 +2,7 @@
 
 Where its pages happen to lie makes a process some percent faster or slower for as long as it lives,
 as does its part of a cache that other machines share. Two processes of one checkout were seen to
-differ by 5 to 40 % on kernels bound by memory, and by 1 to 2 % on common arguments. So one side
+differ by 5 to 40 % on kernels bound by memory, and by 1 to 3 % on common arguments. So one side
 lends its arguments, in files without a name (memfd, Linux), and the other maps them.
 """
 
@@ -50,9 +50,8 @@ class Lent:
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
         self._files.append(os.memfd_create("flashvl-gate"))
-        os.posix_fallocate(
-            self._files[-1], 0, size
-        )  # too little memory is an error here, not later
+        # Too little memory is an error here; later, it would end the process.
+        os.posix_fallocate(self._files[-1], 0, size)
         return f"/proc/{os.getpid()}/fd/{self._files[-1]}"
 
 

@@ -84,6 +84,7 @@ class Pair:
         self._note = note
         self._taken = 0
         self.rows: list[tuple[int, Measured]] = []
+        self.apart: set[Key] = set()  # cases whose arguments the sides did not share
 
     def measure(self, keys: Sequence[Key] | None) -> dict[Key, Measured]:
         """Start both sides, measure these cases, end both. A side that dies in a case is started
@@ -151,8 +152,8 @@ class Pair:
         if status != ("ok", "ok"):
             return Measured(key, status, reason)
         paths = _ask(0, sides[0], "lend")["paths"]
-        if paths is not None:
-            _ask(1, sides[1], "borrow", paths=paths)
+        if paths is None or not _ask(1, sides[1], "borrow", paths=paths)["common"]:
+            self.apart.add(key)
         once = max(float(each["seconds"]) for each in ready)
         calls = min(max(round(TURN / once), 1), MOST_CALLS)
         rounds = round(self._settings.seconds / (2 * calls * once))

@@ -232,10 +232,6 @@ def main() -> None:
     print(count)
 
 
-if __name__ == "__main__":
-    main()
-
-
 @pytest.mark.skipif(not extension.EXTENSION.loaded, reason=extension.EXTENSION.reason)
 def test_how_gradients_came_back_is_told() -> None:
     """By hand on a kernel or on PyTorch's ops, or through the reference; outside of the block
@@ -261,3 +257,7 @@ def test_how_gradients_came_back_is_told() -> None:
     with fvk.watch_backward() as seen, backend("torch"):
         passes()
     assert seen == []
+
+
+if __name__ == "__main__":
+    main()
