@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 
@@ -22,14 +20,7 @@ from flashvl.train.tiled_heldout import load_cases
 
 POLICIES = policies(FlashVLConfig.tiny())
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Calls this small gain nothing from a second thread, and wait for it on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,15 +32,6 @@ STAGES = (
     tiny.Stage("look", 2, 1e-3, ("vision", "heads"), batch=2),
     tiny.Stage("join", 3, 1e-3, tiny.EVERYTHING, batch=2),
 )
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    """As `python -m flashvl.train.tiny` runs: gathers otherwise add up as threads finish."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")
