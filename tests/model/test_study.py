@@ -12,7 +12,15 @@ import pytest
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 
 from flashvl.config import FlashVLConfig
-from flashvl.train import exam, study, study_page, study_results, tiled, tiles
+from flashvl.train import (
+    exam,
+    study,
+    study_page,
+    study_results,
+    tiled_example,
+    tiled_families,
+    tiles,
+)
 from flashvl.train.intervals import newcombe, paired, wilson, z_of
 from flashvl.train.policies import policies
 from flashvl.train.seams import Seam
@@ -142,15 +150,15 @@ def test_flipped_seam_labels_turn_the_conclusion_around(tmp_path: Path) -> None:
     assert "does not help here on the seams" in text
 
 
-def wrong_labels(cases: list[tiled.TiledExample], on_seam: str) -> list[int]:
+def wrong_labels(cases: list[tiled_example.TiledExample], on_seam: str) -> list[int]:
     """Cases whose label is not what looking up the owner of every sixteenth pixel gives."""
     wrong = []
     for index, case in enumerate(cases):
-        owner = tiled.plain_grid(case.size).owner().numpy()
+        owner = tiled_example.plain_grid(case.size).owner().numpy()
         cut = False
         for box in case.boxes:
-            rows = np.arange(box.top, box.bottom - 1e-6, 1 / 16) // tiled.PATCH
-            cols = np.arange(box.left, box.right - 1e-6, 1 / 16) // tiled.PATCH
+            rows = np.arange(box.top, box.bottom - 1e-6, 1 / 16) // tiled_example.PATCH
+            cols = np.arange(box.left, box.right - 1e-6, 1 / 16) // tiled_example.PATCH
             cut |= len(np.unique(owner[np.ix_(rows.astype(int), cols.astype(int))])) > 1
         if cut != (on_seam[index] == "1"):
             wrong.append(index)
@@ -164,13 +172,13 @@ def test_a_flipped_seam_label_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return next(line["on_seam"] for line in study.run([], cases, 0) if line["what"] == "cases")
 
     assert {"0", "1"} == set(labels()) and wrong_labels(cases, labels()) == []
-    real = tiled.TiledExample.seam
+    real = tiled_example.TiledExample.seam
 
-    def flipped(self: tiled.TiledExample, grid: Any) -> Seam:
+    def flipped(self: tiled_example.TiledExample, grid: Any) -> Seam:
         found = real(self, grid)
         return Seam(0.0 if found.on else 1.0, found.share, found.whole)
 
-    monkeypatch.setattr(tiled.TiledExample, "seam", flipped)
+    monkeypatch.setattr(tiled_example.TiledExample, "seam", flipped)
     assert wrong_labels(cases, labels()) == list(range(len(cases)))
 
 
@@ -195,9 +203,9 @@ def test_the_quick_part_is_balanced_and_compared_case_by_case(tmp_path: Path) ->
     cases = load_cases()
     part = study.quick_part(cases)
     assert len(part) == 200
-    for family in tiled.FAMILIES:
+    for family in tiled_families.FAMILIES:
         chosen = [cases[index] for index in part if cases[index].family == family]
-        on = sum(case.seam(tiled.plain_grid(case.size)).on for case in chosen)
+        on = sum(case.seam(tiled_example.plain_grid(case.size)).on for case in chosen)
         assert (len(chosen), on) == (50, 25)
     lines = made_up({})
     indices = list(range(0, 400, 2))
@@ -221,7 +229,9 @@ def test_a_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     trained.out.mkdir()
     trained.export()
     shipped = load_cases()
-    cases = [next(case for case in shipped if (case.size == tiled.BIG) == big) for big in (1, 0)]
+    cases = [
+        next(case for case in shipped if (case.size == tiled_example.BIG) == big) for big in (1, 0)
+    ]
     path = tmp_path / "results.jsonl"
     monkeypatch.setattr(study, "load_cases", lambda: cases)
     where = ["--results", str(path), "--out", str(tmp_path / "stitching.md")]

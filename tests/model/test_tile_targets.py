@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from flashvl import FlashVLConfig
-from flashvl.train import printed, tiled
+from flashvl.train import printed, tiled, tiled_example
 from flashvl.train.canvas import COVERAGE
 from flashvl.train.glyphs import Glyph, of_text, symbol_of
 from flashvl.train.policies import framed_size, grid_for, policies
@@ -183,7 +183,7 @@ def test_the_box_of_a_letter_is_where_its_ink_is(turn: float) -> None:
 def test_printed_pictures_show_their_text_in_order() -> None:
     """Read back from the dense targets of one tile that holds all of the picture."""
     for index in range(6):
-        made = tiled.example(4, index, tiled.BIG, "word")
+        made = tiled.example(4, index, tiled_example.BIG, "word")
         whole = tile_targets(made.glyphs, made.size, TileGrid(1, 1, 32))  # halves of 2 px
         read = {}
         for order, symbol in zip(whole.order.flatten(), whole.symbol.flatten(), strict=True):

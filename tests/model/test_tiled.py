@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvl.train import digits, printed, tiled, tiled_heldout
+from flashvl.train import (
+    digits,
+    printed,
+    tiled,
+    tiled_example,
+    tiled_families,
+    tiled_heldout,
+)
+from flashvl.train.glyphs import symbol_of
 from flashvl.train.scenes import RGB
 from flashvl.train.seams import Box, seam
 from flashvl_kernels.tiles import TileGrid
@@ -84,14 +92,77 @@ def test_a_seam_by_hand() -> None:
     assert seam(word, (64, 128), overlapping).depth == pytest.approx(8.0)
 
 
-@pytest.mark.parametrize("family", tiled.FAMILIES)
+@pytest.mark.parametrize("family", tiled_families.FAMILIES)
 def test_examples_lie_where_they_were_asked_to(family: str) -> None:
     for index, on_seam in itertools.product(range(3), (True, False)):
         rng = np.random.default_rng((index, on_seam))
-        made = tiled.draw(rng, tiled.PICTURES[index], family, on_seam)
-        found = made.seam(tiled.plain_grid(made.size))
+        made = tiled.draw(rng, tiled_example.PICTURES[index], family, on_seam)
+        found = made.seam(tiled_example.plain_grid(made.size))
         assert found.on == on_seam and found.whole != on_seam
         assert found.share >= tiled.LEAST_SHARE or not on_seam
+
+
+def extents(boxes: tuple[Box, ...]) -> list[tuple[float, float]]:
+    return [(box.bottom - box.top, box.right - box.left) for box in boxes]
+
+
+@pytest.mark.parametrize("family", ("word", "number", "handwritten"))
+def test_a_text_on_a_seam_is_no_other_than_off_it(family: str) -> None:
+    """Length, font and size are settled before the place: else long or large ones would lie on a
+    seam more often, and a comparison of the two would be one of sizes."""
+    found = []
+    for index in range(24):
+        size = tiled_example.PICTURES[index % 3]
+        on, off = (
+            tiled.draw(np.random.default_rng(index), size, family, on_seam)
+            for on_seam in (True, False)
+        )
+        if not on.more or family != "number":  # which line of a receipt is asked may differ
+            assert on.turn[1] == off.turn[1] and extents(on.boxes) == extents(off.boxes)
+        found.append(len(on.turn[1]))
+        assert off.boxes[0].right - off.boxes[0].left <= tiled_families.ROOM
+    assert set(found) >= ({2, 5, 8} if family == "word" else {1, 4})
+
+
+@pytest.mark.parametrize("size", tiled_example.PICTURES)
+def test_a_page_says_in_its_lines_what_it_is_asked_for(size: tuple[int, int]) -> None:
+    """Lines by the height of their glyphs, each answer spelled by the glyphs of its line."""
+    lengths = set()
+    for index in range(6):
+        made = tiled.example(5, index, size, tiled_families.PAGE)
+        groups = sorted({glyph.group for glyph in made.glyphs})
+        lines = [[g for g in made.glyphs if g.group == group] for group in groups]
+        for above, below in itertools.pairwise(lines):
+            assert max(g.box.bottom for g in above) < min(g.box.bottom for g in below)
+        assert len(lines) >= (4 if size[0] == 128 else 2)
+        turns = (made.turn, *made.more)
+        assert len(turns) == min(len(lines), tiled_families.MOST_ASKED)
+        for question, answer, kind in turns:
+            number = int(question.removesuffix(" say?").rpartition(" ")[2])
+            assert kind == "line"
+            assert [g.symbol for g in lines[number - 1]] == [symbol_of(c) for c in answer]
+            lengths.add(len(answer))
+            assert answer not in printed.SIGNS or printed.fits(answer, held_out=False)
+        assert len({question for question, _, _ in turns}) == len(turns)
+    assert len(lengths) > 4
+
+
+def test_families_and_pages_come_in_their_shares() -> None:
+    kinds = [tiled.batch_kind(1, number, pages=0.3)[1] for number in range(800)]
+    plain = [tiled.batch_kind(1, number)[1] for number in range(800)]
+    assert kinds.count(tiled_families.PAGE) / 800 == pytest.approx(0.3, abs=0.05)
+    assert tiled_families.PAGE not in plain
+    for family, share in zip(tiled_families.FAMILIES, tiled.SHARES, strict=True):
+        assert plain.count(family) / 800 == pytest.approx(share, abs=0.05)
+    rest = [(kind, other) for kind, other in zip(kinds, plain, strict=True) if kind != "page"]
+    assert all(kind == other for kind, other in rest)
+
+
+def test_a_text_too_wide_for_its_room_is_none() -> None:
+    rng = np.random.default_rng(0)
+    assert printed.printed(rng, "WWWWWWWW", 60, 60) is None
+    fitting = printed.printed(rng, "tilt", 60, 60)
+    assert fitting is not None and max(fitting.ink.shape) <= 60 and fitting.text == "tilt"
 
 
 def _blank_outside(image: np.ndarray, boxes: tuple[Box, ...]) -> np.ndarray:
@@ -111,7 +182,7 @@ def test_the_box_of_a_text_holds_all_of_its_ink(family: str) -> None:
     """Ink is at least 80 grey levels from the paper; sensor noise stays below 48 (6 sigma)."""
     for index in range(4):
         rng = np.random.default_rng(index)
-        made = tiled.draw(rng, tiled.BIG, family, bool(index % 2))
+        made = tiled.draw(rng, tiled_example.BIG, family, bool(index % 2))
         assert np.abs(_blank_outside(made.image, made.boxes).mean(1)).max() < 48
         (box,) = made.boxes
         inside = made.image[int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
@@ -137,7 +208,7 @@ def test_scene_answers_are_read_back_from_the_picture() -> None:
     names, inks = list(RGB), np.array(list(RGB.values()), float)
     counted = set()
     for index in range(60):
-        made = tiled.example(11, index, tiled.BIG, "scene")
+        made = tiled.example(11, index, tiled_example.BIG, "scene")
         question, answer, kind = made.turn
         if kind == "colour":
             (box,) = made.boxes
@@ -172,7 +243,7 @@ def test_held_out_digits_never_meet_the_training_stream(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(digits, "handwriting", watched)
     for index in range(4):
-        tiled.example(0, index, tiled.BIG, "handwritten")
+        tiled.example(0, index, tiled_example.BIG, "handwritten")
     assert set(asked) == {False}
     asked.clear()
     tiled_heldout.make_cases("handwritten", 2)
@@ -181,14 +252,14 @@ def test_held_out_digits_never_meet_the_training_stream(monkeypatch: pytest.Monk
 
 def test_the_shipped_cases_are_the_ones_their_seed_draws() -> None:
     cases = tiled_heldout.load_cases()
-    assert len(cases) == len(tiled.FAMILIES) * tiled_heldout.CASES
-    for family in tiled.FAMILIES:
+    assert len(cases) == len(tiled_families.FAMILIES) * tiled_heldout.CASES
+    for family in tiled_families.FAMILIES:
         shipped = [case for case in cases if case.family == family]
         drawn = tiled_heldout.make_cases(family, 6, tiled_heldout.FIXED_SEED)
         for one, other in zip(shipped, drawn, strict=False):
             assert one.turn == other.turn and one.boxes == other.boxes
             assert abs(one.image.astype(int) - other.image).mean() < 8  # JPEG's error is about 3
-        assert sum(case.seam(tiled.plain_grid(case.size)).on for case in shipped) == 100
+        assert sum(case.seam(tiled_example.plain_grid(case.size)).on for case in shipped) == 100
         for case in shipped:
             _, answer, kind = case.turn
             if kind in ("word", "printed", "price"):
@@ -198,12 +269,14 @@ def test_the_shipped_cases_are_the_ones_their_seed_draws() -> None:
 def test_the_shipped_files_are_small_and_few() -> None:
     files = list(tiled_heldout.FOLDER.iterdir())
     assert sum(path.stat().st_size for path in files) < tiled_heldout.MOST_BYTES
-    assert len(files) == 1 + len(tiled.FAMILIES) * len(tiled.PICTURES)
+    assert len(files) == 1 + len(tiled_families.FAMILIES) * len(tiled_example.PICTURES)
 
 
 def test_cases_are_written_as_they_are_read(tmp_path: Path) -> None:
     tiled_heldout.write_cases(tmp_path, n=2, seed=1)
     read = tiled_heldout.load_cases(tmp_path)
-    drawn = [c for family in tiled.FAMILIES for c in tiled_heldout.make_cases(family, 2, 1)]
+    drawn = [
+        c for family in tiled_families.FAMILIES for c in tiled_heldout.make_cases(family, 2, 1)
+    ]
     assert [c.turn for c in read] == [c.turn for c in drawn]
     assert [c.boxes for c in read] == [c.boxes for c in drawn]

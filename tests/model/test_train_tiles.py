@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,22 @@ from flashvl.config import FlashVLConfig
 from flashvl.image import image_to_inputs
 from flashvl.model import FlashVL
 from flashvl.tokenizer import Tokenizer
-from flashvl.train import curves, exam, loop, tiled, tiled_batches, tiled_heldout, tiles
-from flashvl.train.glyphs import symbol_of
+from flashvl.train import (
+    curves,
+    exam,
+    loop,
+    tiled,
+    tiled_batches,
+    tiled_families,
+    tiled_heldout,
+    tiles,
+)
+from flashvl.train.glyphs import read_out, symbol_of
 from flashvl.train.policies import config_for, policies
 from flashvl.train.step_speed import Timed, compare, report
 from flashvl.train.tile_targets import HALVES
 from flashvl.train.tiled_batches import Collator, Curriculum, TiledBatch, drawn_under, policy_of
+from flashvl.train.tiled_example import BIG, TiledExample
 
 TINY = FlashVLConfig.tiny()
 POLICIES = {policy.name: policy for policy in policies(TINY)}
@@ -34,16 +45,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def case() -> tiled.TiledExample:
+def case() -> TiledExample:
     return tiled_heldout.make_cases("word", 1, 3)[0]
 
 
-def trainer(out: Path, cases: list[tiled.TiledExample] | None = None) -> tiles.Trainer:
+def trainer(out: Path, cases: list[TiledExample] | None = None) -> tiles.Trainer:
     return tiles.Trainer(out, seed=3, workers=0, stages=STAGES, cases=cases or [])
 
 
 def test_a_killed_run_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None, case: tiled.TiledExample
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deterministic: None,
+    case: TiledExample,
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     whole = trainer(tmp_path / "whole", [case])
@@ -127,12 +141,12 @@ def test_training_sees_what_inference_sees(name: str) -> None:
         torch.testing.assert_close(rows, model.embed_images(patches, grid))
 
 
-@pytest.mark.parametrize("family", tiled.FAMILIES)
+@pytest.mark.parametrize("family", (*tiled_families.FAMILIES, tiled_families.PAGE))
 @pytest.mark.parametrize("name", ("plain tiles", "overlap 2 linear", "overlap 4 crop, 9 tiles"))
 def test_pointers_stand_before_a_glyph_or_at_its_name(family: str, name: str) -> None:
     """Token by token: the symbol pointed at is the character that comes next, and lies there."""
     policy = POLICIES[name]
-    made = [tiled.example(8, index, tiled.BIG, family) for index in range(4)]
+    made = [tiled.example(8, index, BIG, family) for index in range(4)]
     arrays = drawn_under(made, policy)
     tensors = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
                for key, value in arrays.items()}  # fmt: skip
@@ -159,8 +173,9 @@ def test_pointers_stand_before_a_glyph_or_at_its_name(family: str, name: str) ->
             row += 1
 
 
-def test_words_are_spelled_and_read_the_same() -> None:
-    turns = (("What word is printed?", "Station", "word"), ("Is it red?", "yes", "relation"))
+@pytest.mark.parametrize("kind", ("word", "line"))
+def test_words_are_spelled_and_read_the_same(kind: str) -> None:
+    turns = (("What word is printed?", "Station", kind), ("Is it red?", "yes", "relation"))
     ids, mask = Collator(TINY, TOKENIZER).encode(turns, 5)
     said = [token for token, is_answer in zip(ids, mask, strict=True) if is_answer]
     ends = [n for n, token in enumerate(said) if token == TOKENIZER.im_end]
@@ -175,7 +190,7 @@ def test_an_answer_is_not_looked_for_in_the_role_line() -> None:
     turns = (("Read the word.", "as", "word"),)
     collate = Collator(TINY, TOKENIZER)
     ids, mask = collate.encode(turns, 3)
-    (first, second) = collate.places(ids, turns, tiled.read_out(0, "as"))
+    (first, second) = collate.places(ids, turns, read_out(0, "as"))
     assert mask[first + 1] and mask[second + 1] and second == first + 1
     assert TOKENIZER.decode(ids[first + 1 : first + 3]) == "as"
 
@@ -184,16 +199,17 @@ def test_texts_grow_to_their_full_length_halfway() -> None:
     curriculum = Curriculum(100, 60, 2, 8)
     found = [curriculum.longest(100 + step) for step in range(60)]
     assert found[0] == 2 and found[30:] == [8] * 30 and found == sorted(found)
-    for number in range(4):
-        _, family = tiled.batch_kind(5, number)
-        for made in tiled.examples(5, 3, number, longest=3):
+    for number, pages in itertools.product(range(4), (0.0, 1.0)):
+        _, family = tiled.batch_kind(5, number, pages)
+        for made in tiled.examples(5, 3, number, longest=3, pages=pages):
+            assert made.family == family
             assert family == "scene" or len(made.turn[1]) <= 3
-    lengths = {len(tiled.example(6, n, tiled.BIG, "word", 4).turn[1]) for n in range(40)}
+    lengths = {len(tiled.example(6, n, BIG, "word", 4).turn[1]) for n in range(40)}
     assert lengths == {2, 3, 4}
 
 
 def test_a_quarter_of_the_batches_go_through_the_second_input() -> None:
-    kinds = [policy_of(TINY, 0, number, tiled.BIG).family for number in range(300)]
+    kinds = [policy_of(TINY, 0, number, BIG).family for number in range(300)]
     assert kinds.count("shuffle") / 300 == pytest.approx(tiled_batches.SHUFFLE_SHARE, abs=0.08)
 
 
@@ -217,11 +233,13 @@ def test_minutes_scale_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tiles.Trainer, "learn", learn)
     monkeypatch.setattr(tiles.Trainer, "batches", lambda self, stage, first, n: iter(range(n)))
     steps = sum(stage.steps for stage in tiles.STAGES)
-    assert tiles.scale_for(steps / 60 / 4, 0, "tiny", 0) == 0.25
+    assert tiles.scale_for((steps + 1) / 60 / 4, 0, "tiny", 0) == 0.25
     assert tiles.scale_for(1e9, 0, "tiny", 0) == 1.0
 
 
-def test_questions_under_a_policy_of_another_family_are_refused(case: tiled.TiledExample) -> None:
+def test_questions_under_a_policy_of_another_family_are_refused(
+    case: TiledExample,
+) -> None:
     model = FlashVL.random(config_for(TINY, POLICIES["plain tiles"]), dtype=torch.float32)
     with pytest.raises(ValueError, match="family 'shuffle'"):
         exam.answers(model, POLICIES["pixel shuffle"], [case])

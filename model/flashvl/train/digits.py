@@ -150,6 +150,29 @@ def number_text(rng: np.random.Generator, size: tuple[int, int], length: int | N
     return "".join(str(d) for d in (first, *rng.integers(0, 10, length - 1)))
 
 
+def write(
+    rng: np.random.Generator, text: str, size: tuple[int, int], held_out: bool = False
+) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """The ink of each digit of `text`, as large as a canvas of `size` allows, and its place."""
+    source = handwriting(held_out).glyphs
+    glyphs = [source[int(d)][int(rng.integers(len(source[int(d)])))] for d in text]
+    height = rng.uniform(14, 26)
+    while True:
+        inks = [draw_digit(rng, glyph, height * rng.uniform(0.9, 1.1)) for glyph in glyphs]
+        places = lay_out(rng, inks, size)
+        if places is not None:
+            return inks, places
+        height *= 0.95  # a canvas of 112 px has room but for four wide digits near 26 px
+
+
+def marks_of(text: str, inks: list[np.ndarray], places: list[tuple[int, int]]) -> tuple[Mark, ...]:
+    """The digits of `text` where they stand."""
+    return tuple(
+        Mark(digit, None, top, left, top + ink.shape[0], left + ink.shape[1])
+        for digit, ink, (top, left) in zip(text, inks, places, strict=True)
+    )
+
+
 def draw_number(
     rng: np.random.Generator,
     size: tuple[int, int] = WIDE,
@@ -158,26 +181,27 @@ def draw_number(
 ) -> Example:
     """A number of 1 to 4 handwritten digits and its questions, reading it first."""
     text = number_text(rng, size, length)
-    source = handwriting(held_out).glyphs
-    glyphs = [source[int(d)][int(rng.integers(len(source[int(d)])))] for d in text]
-    height = rng.uniform(14, 26)
-    places = None
-    while places is None:
-        inks = [draw_digit(rng, glyph, height * rng.uniform(0.9, 1.1)) for glyph in glyphs]
-        places = lay_out(rng, inks, size)
-        height *= 0.95  # only four wide digits near 26 px ever need a second try
+    inks, places = write(rng, text, size, held_out)
+    return show_number(rng, size, inks, marks_of(text, inks, places))
+
+
+def show_number(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    inks: list[np.ndarray],
+    marks: tuple[Mark, ...],
+) -> Example:
+    """The photograph of a sheet with these digits, and its questions."""
     ink_colour, paper_colour = ink_and_paper(rng)
     alpha = np.zeros(size, np.float32)
-    marks = []
-    for digit, ink, (top, left) in zip(text, inks, places, strict=True):
-        bottom, right = top + ink.shape[0], left + ink.shape[1]
-        alpha[top:bottom, left:right] = np.maximum(alpha[top:bottom, left:right], ink)
-        marks.append(Mark(digit, None, top, left, bottom, right))
+    for ink, mark in zip(inks, marks, strict=True):
+        window = alpha[mark.top : mark.bottom, mark.left : mark.right]
+        np.maximum(window, ink, out=window)
     sheet = paper(rng, size, paper_colour)
     sheet += alpha[:, :, None] * (ink_colour.astype(np.float32) - sheet)
+    text = "".join(mark.name for mark in marks)
     turns: list[Turn] = [(READ[int(rng.integers(len(READ)))], text, "number")]
     if rng.random() < 0.3:
         turns.append((HOW_MANY_DIGITS, str(len(text)), "digits"))
-    drawn = tuple(marks)
-    targets = targets_from(drawn, box_coverage(drawn, size), size)
-    return Example(photograph(rng, sheet), tuple(turns), targets, drawn)
+    targets = targets_from(marks, box_coverage(marks, size), size)
+    return Example(photograph(rng, sheet), tuple(turns), targets, marks)

@@ -12,7 +12,7 @@ from flashvl.generate import generate_batch
 from flashvl.model import FlashVL
 from flashvl.train.dataset import HELD_OUT
 from flashvl.train.policies import Policy, config_for
-from flashvl.train.tiled import TiledExample
+from flashvl.train.tiled_example import TiledExample
 
 LONGEST_ANSWER = 12  # tokens; 8 letters and the end are 9
 

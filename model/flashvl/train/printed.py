@@ -15,6 +15,7 @@ import hashlib
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -31,7 +32,7 @@ FONTS = (
     "DejaVuSerif.ttf",
     "STIXGeneral.ttf",
 )
-SMALLEST, LARGEST = 10, 18  # px of type; below 10 an "e" and a "c" differ by one grey pixel
+SMALLEST, LARGEST = 14, 22  # px of type; a letter of 10-px type is narrower than one patch
 MOST_TURN = 4.0  # degrees
 
 GOODS = ("milk", "bread", "tea", "rice", "eggs", "soap", "salt", "apples", "butter", "cheese",
@@ -66,11 +67,13 @@ def spell(rng: np.random.Generator, length: int) -> str:
 
 
 def word(rng: np.random.Generator, held_out: bool, length: int | None = None) -> str:
-    """A word of 2 to 8 letters of one split, lengths uniform, in one of three cases."""
+    """A word of one split in one of three cases; of 2 to 8 letters, lengths uniform, by default."""
+    length = length or int(rng.integers(2, LONGEST_WORD + 1))
+    signs = [sign for sign in SIGNS if len(sign) == length]
     while True:
-        text = spell(rng, length or int(rng.integers(2, LONGEST_WORD + 1)))
-        if length is None and rng.random() < 0.15:
-            text = SIGNS[int(rng.integers(len(SIGNS)))]
+        text = spell(rng, length)
+        if signs and rng.random() < 0.15:
+            text = signs[int(rng.integers(len(signs)))]
         if fits(text, held_out):
             return (text, text.upper(), text.capitalize())[int(rng.integers(3))]
 
@@ -111,6 +114,32 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
         str(Path(get_data_path()) / "fonts" / "ttf" / name), size,
         layout_engine=ImageFont.Layout.BASIC,
     )  # fmt: skip
+
+
+class Printed(NamedTuple):
+    """A text's ink, float32 [h, w] in 0..1, and the box of each of its characters in that."""
+
+    text: str
+    ink: np.ndarray
+    characters: list[Box]
+
+
+TRIES = 60  # of font and size, before a text counts as too long
+
+
+def printed(rng: np.random.Generator, text: str, height: int, width: int) -> Printed | None:
+    """`text` in one of the fonts, sizes and turns that fit `height` x `width` px, at random; None
+    if none was found."""
+    for _ in range(TRIES):
+        name = FONTS[int(rng.integers(len(FONTS)))]
+        size = int(rng.integers(SMALLEST, LARGEST + 1))
+        turn = rng.uniform(-MOST_TURN, MOST_TURN)
+        if font(name, size).getlength(text) - size / 2 > width:  # its ink is not that much narrower
+            continue
+        mask, characters = ink_and_boxes(text, name, size, turn)
+        if mask.shape[0] <= height and mask.shape[1] <= width:
+            return Printed(text, mask, characters)
+    return None
 
 
 def ink(text: str, name: str, size: int, turn: float = 0.0) -> np.ndarray:

@@ -75,6 +75,13 @@ def seam(box: Box, size: tuple[int, int], grid: TileGrid) -> Seam:
     return Seam(depth, share, whole)
 
 
+def worst_seam(boxes: Sequence[Box], size: tuple[int, int], grid: TileGrid) -> Seam:
+    """The seam of the box that `grid` splits most; whole only if all of them are."""
+    seams = [seam(box, size, grid) for box in boxes]
+    worst = max(seams, key=lambda found: found.share)
+    return Seam(worst.depth, worst.share, all(found.whole for found in seams))
+
+
 def _seen_whole(tiles: int, grid: TileGrid, first: float, last: float, length: float) -> bool:
     step = grid.tile - grid.overlap
     scale = length / (tiles * step + grid.overlap)

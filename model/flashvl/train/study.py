@@ -32,7 +32,7 @@ from flashvl.model import FlashVL
 from flashvl.train import exam, study_page
 from flashvl.train.policies import SQUARE, Policy, cost, grid_for, policies
 from flashvl.train.seams import Box, Seam, seam
-from flashvl.train.tiled import TiledExample, plain_grid
+from flashvl.train.tiled_example import TiledExample, plain_grid
 from flashvl.train.tiled_heldout import load_cases
 
 RESULTS = Path("docs/results/stitching.jsonl")

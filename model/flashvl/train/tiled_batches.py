@@ -29,10 +29,11 @@ from flashvl.train.dataset import in_order, to_tensors
 from flashvl.train.glyphs import Pointer
 from flashvl.train.policies import Policy, framed_size, grid_for, mix
 from flashvl.train.tile_targets import tile_targets, token_shares
-from flashvl.train.tiled import TiledExample, batch_kind, examples
+from flashvl.train.tiled import batch_kind, examples
+from flashvl.train.tiled_example import TiledExample
 from flashvl_kernels.tiles import TileGrid
 
-SPELLED = "word"  # the kind of question whose answers are arbitrary letters
+SPELLED = ("word", "line")  # kinds of questions whose answers are arbitrary letters
 ANSWERS = "<|im_start|>assistant\n"  # what stands before an answer
 SHUFFLE_SHARE = 0.25  # of the batches go through the second adapter input
 FAMILY = 11  # second word of its random key
@@ -64,12 +65,14 @@ class TiledBatch:
 @dataclass(frozen=True)
 class Curriculum:
     """Longest text to read, in characters: from `start` at batch `first` up to `stop` halfway
-    through `steps` batches, and `stop` from there on."""
+    through `steps` batches, and `stop` from there on. pages: the share of batches that are pages of
+    print."""
 
     first: int
     steps: int
     start: int
     stop: int
+    pages: float = 0.0
 
     def longest(self, number: int) -> int:
         done = min(1.0, 2 * (number - self.first) / max(1, self.steps))
@@ -94,9 +97,9 @@ def draw(
     config: FlashVLConfig, seed: int, batch: int, curriculum: Curriculum, number: int
 ) -> dict[str, Any]:
     """Batch `number` as NumPy arrays, pictures inside their policy's margin."""
-    size, _ = batch_kind(seed, number)
+    size, _ = batch_kind(seed, number, curriculum.pages)
     policy = policy_of(config, seed, number, size)
-    made = examples(seed, batch, number, curriculum.longest(number))
+    made = examples(seed, batch, number, curriculum.longest(number), curriculum.pages)
     return drawn_under(made, policy)
 
 
@@ -184,7 +187,7 @@ class Collator:
             run = ids[at:end]
             if mask[at]:
                 _, text, kind = next(asked)
-                if kind == SPELLED:  # the last token of the run ends the turn
+                if kind in SPELLED:  # the last token of the run ends the turn
                     letters = [token for letter in text for token in self.tokenizer.encode(letter)]
                     run = [*letters, run[-1]]
             out += run

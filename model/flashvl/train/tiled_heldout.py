@@ -17,7 +17,9 @@ from PIL import Image
 
 from flashvl.train.dataset import HELD_OUT
 from flashvl.train.seams import Box
-from flashvl.train.tiled import FAMILIES, PICTURE_SHARES, PICTURES, TiledExample, draw
+from flashvl.train.tiled import draw
+from flashvl.train.tiled_example import PICTURE_SHARES, PICTURES, TiledExample
+from flashvl.train.tiled_families import FAMILIES
 
 FOLDER = Path(__file__).parents[1] / "assets" / "heldout_tiles"
 FIXED_SEED = 7407

@@ -55,8 +55,9 @@ from flashvl.train.lookups import Watched, pointing
 from flashvl.train.losses import DenseHeads, accuracy, answered
 from flashvl.train.policies import Policy, config_for, policies
 from flashvl.train.tile_targets import HALVES
-from flashvl.train.tiled import FAMILIES, TiledExample
 from flashvl.train.tiled_batches import Collator, Curriculum, TiledBatch, stream
+from flashvl.train.tiled_example import TiledExample
+from flashvl.train.tiled_families import FAMILIES
 from flashvl.train.tiny import ASSETS
 from flashvl_kernels import backend
 from flashvl_kernels.tiles import TileGrid
@@ -72,17 +73,19 @@ TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one tha
 
 @dataclass(frozen=True)
 class Stage(loop.Stage):
-    """`texts`: the longest text to read, in characters, at first and from halfway on."""
+    """`texts`: the longest text to read, in characters, at first and from halfway on. pages: the
+    share of batches that are pages of print."""
 
     texts: tuple[int, int] = (8, 8)
+    pages: float = 0.0
 
 
 EVERYTHING = ("vision", "heads", "adapter", "decoder")
 STAGES = (
-    Stage("look", 1500, 1e-3, ("vision", "heads"), 24, (2, 8)),
+    Stage("look", 5000, 1e-3, ("vision", "heads"), 24, (4, 8), pages=0.7),
     Stage("align", 500, 1e-3, ("adapter",), 24, (2, 2)),
-    Stage("join", 3000, 1e-3, EVERYTHING, 24, (2, 8)),
-    Stage("mix", 4000, 1e-3, EVERYTHING, 24),
+    Stage("join", 8000, 1e-3, EVERYTHING, 24, (2, 8), pages=0.2),
+    Stage("mix", 8000, 1e-3, EVERYTHING, 24, pages=0.1),
 )
 
 
@@ -95,7 +98,7 @@ class Trainer(loop.Trainer):
     """
 
     stages: tuple[Stage, ...]
-    fields = ("dense", "symbol", "point", "loss", "word", "printed", "price", "handwritten",
+    fields = ("dense", "symbol", "point", "loss", "word", "printed", "price", "line", "handwritten",
               "digits", "shape", "colour", "count", "relation", "object", "place")  # fmt: skip
 
     def __init__(
@@ -143,7 +146,7 @@ class Trainer(loop.Trainer):
         return {"seed": self.seed, "start": self.start, "scale": self.scale, "backend": self.ops}
 
     def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
-        curriculum = Curriculum(first - self.step, stage.steps, *stage.texts)
+        curriculum = Curriculum(first - self.step, stage.steps, *stage.texts, stage.pages)
         source = stream(self.config, self.seed, first, self.workers, stage.batch, curriculum)
         for _, arrays in zip(range(count), source, strict=False):
             yield self.collate(arrays)
