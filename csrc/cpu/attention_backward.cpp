@@ -11,17 +11,16 @@
 #include "attention_backward.h"
 
 #include "columns.h"
-#include "matrix/split_product.h"
+#include "matrix/dense_product.h"
 #include "vec_math.h"
 
-#if defined(FLASHVL_LEVEL_amx)
+#if !defined(FLASHVL_LEVEL_scalar)
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 using Args = AttentionBackwardArgs;
 
-int64_t padded(int64_t count) { return round_up(count > 0 ? count : 1, kSplitRows); }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Where a thread's matrices lie, in bytes.
@@ -36,11 +35,11 @@ struct Memory {
     dk = floats(s * d);
     dv = floats(s * d);
     const int64_t widest = larger(larger(n, s), d);
-    left = take(split_bytes(larger(n, s), widest));
-    right = take(split_bytes(d, n));
-    keys = take(split_bytes(s, d));
-    values = take(split_bytes(s, d));
-    keys_across = take(split_bytes(d, s));
+    left = take(operand_bytes(larger(n, s), widest));
+    right = take(operand_bytes(d, n));
+    keys = take(operand_bytes(s, d));
+    values = take(operand_bytes(s, d));
+    keys_across = take(operand_bytes(d, s));
   }
 
  private:
@@ -70,11 +69,11 @@ class Task {
     const float* key = k.data + batch_ * k.batch + kv_head_ * k.head;
     const float* value = v.data + batch_ * v.batch + kv_head_ * v.head;
     const bool any = rows_ > 0 && keys_ > 0;
-    SplitOperand keys = {}, values = {}, keys_across = {};
+    MatrixOperand keys = {}, values = {}, keys_across = {};
     if (any) {
-      keys = split_all<true>({key, k.token, 1, keys_, depth}, parts(at_.keys));
-      values = split_all<true>({value, v.token, 1, keys_, depth}, parts(at_.values));
-      keys_across = split_all<true>({key, 1, k.token, depth, keys_}, parts(at_.keys_across));
+      keys = pack_all<true>({key, k.token, 1, keys_, depth}, parts(at_.keys));
+      values = pack_all<true>({value, v.token, 1, keys_, depth}, parts(at_.values));
+      keys_across = pack_all<true>({key, 1, k.token, depth, keys_}, parts(at_.keys_across));
     }
     for (int64_t head = kv_head_ * group; head < (kv_head_ + 1) * group; ++head) {
       if (any) run_head(head, head > kv_head_ * group, keys, values, keys_across);
@@ -86,10 +85,12 @@ class Task {
 
  private:
   float* floats(int64_t at) const { return reinterpret_cast<float*>(memory_ + at); }
-  BF16* parts(int64_t at) const { return reinterpret_cast<BF16*>(memory_ + at); }
+  OperandElement* parts(int64_t at) const {
+    return reinterpret_cast<OperandElement*>(memory_ + at);
+  }
 
-  void run_head(int64_t head, bool add, const SplitOperand& keys, const SplitOperand& values,
-                const SplitOperand& keys_across) {
+  void run_head(int64_t head, bool add, const MatrixOperand& keys, const MatrixOperand& values,
+                const MatrixOperand& keys_across) {
     const int64_t depth = a_.head_dim;
     const float* q = row_of(a_.q, head);
     const float* dout = row_of(a_.dout, head);
@@ -106,15 +107,15 @@ class Task {
     return heads.data + batch_ * heads.batch + first_ * heads.token + head * heads.head;
   }
 
-  void multiply(const SplitSource& left, const SplitOperand& right, float* to, int64_t stride) {
-    split_multiply(split_all<false>(left, parts(at_.left)), right, to, stride, false);
+  void multiply(const MatrixSource& left, const MatrixOperand& right, float* to, int64_t stride) {
+    multiply_operands(pack_all<false>(left, parts(at_.left)), right, to, stride, false);
   }
 
   // `to` [keys, D] (+)= leftᵀ right, over the queries.
-  void sum(const float* left, const SplitSource& right, float* to, bool add) {
-    const SplitOperand a = split_all<false>({left, 1, key_stride_, keys_, rows_}, parts(at_.left));
-    const SplitOperand b = split_all<true>(right, parts(at_.right));
-    split_multiply(a, b, to, channel_stride_, add);
+  void sum(const float* left, const MatrixSource& right, float* to, bool add) {
+    const MatrixOperand a = pack_all<false>({left, 1, key_stride_, keys_, rows_}, parts(at_.left));
+    const MatrixOperand b = pack_all<true>(right, parts(at_.right));
+    multiply_operands(a, b, to, channel_stride_, add);
   }
 
   // A row of scores becomes P, one of dP becomes scale dS; zeros where a key is not seen.

@@ -9,36 +9,33 @@
 
 #include "product_backward.h"
 
-#include "matrix/split_product.h"
+#include "matrix/dense_product.h"
 #include "norm_backward_row.h"
 #include "slopes.h"
 
-#if defined(FLASHVL_LEVEL_amx)
+#if !defined(FLASHVL_LEVEL_scalar)
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 using Args = ProductBackwardArgs;
 
-// Rows that pass through all products together. Of 1024 outputs their gradients take 1 MiB, and
-// 1.5 MiB in parts, of 2 MiB of second-level cache.
-constexpr int64_t kRows = 256;
+constexpr int64_t kRows = kChainRows;
 constexpr int64_t kFloat = sizeof(float);
 
-int64_t padded(int64_t count) { return round_up(count > 0 ? count : 1, kSplitRows); }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 bool has_inner(const Args& a) { return a.activation != Activation::none; }
 bool has_rows(const Args& a) { return a.dx || a.dnorm_weight || a.dnorm_bias; }
 
 // The weights as right operands: of the inner rows, of their gradient, of that of x.
-SplitSource inner_weights(const Args& a) { return {a.w, a.w_stride, 1, a.outputs, a.columns}; }
-SplitSource down_weights(const Args& a) { return {a.down, 1, a.down_stride, a.width, a.columns}; }
-SplitSource outer_weights(const Args& a) { return {a.w, 1, a.w_stride, a.columns, a.outputs}; }
+MatrixSource inner_weights(const Args& a) { return {a.w, a.w_stride, 1, a.outputs, a.columns}; }
+MatrixSource down_weights(const Args& a) { return {a.down, 1, a.down_stride, a.width, a.columns}; }
+MatrixSource outer_weights(const Args& a) { return {a.w, 1, a.w_stride, a.columns, a.outputs}; }
 
 // Where they lie, packed.
 struct Packed {
-  SplitSource source[3];
+  MatrixSource source[3];
   int64_t start[4];   // in bytes
   int64_t blocks[4];  // before each
 
@@ -46,13 +43,15 @@ struct Packed {
     const bool wanted[3] = {has_inner(a), a.down != nullptr, has_rows(a)};
     start[0] = blocks[0] = 0;
     for (int i = 0; i < 3; ++i) {
-      const SplitSource& s = source[i];
-      start[i + 1] = start[i] + (wanted[i] ? split_bytes(s.rows, s.columns) : 0);
-      blocks[i + 1] = blocks[i] + (wanted[i] ? split_blocks(s.rows) : 0);
+      const MatrixSource& s = source[i];
+      start[i + 1] = start[i] + (wanted[i] ? operand_bytes(s.rows, s.columns) : 0);
+      blocks[i + 1] = blocks[i] + (wanted[i] ? operand_blocks(s.rows) : 0);
     }
   }
-  BF16* at(const Args& a, int i) const { return reinterpret_cast<BF16*>(a.packed + start[i]); }
-  SplitOperand operand(const Args& a, int i) const { return {source[i], at(a, i)}; }
+  OperandElement* at(const Args& a, int i) const {
+    return reinterpret_cast<OperandElement*>(a.packed + start[i]);
+  }
+  MatrixOperand operand(const Args& a, int i) const { return {source[i], at(a, i)}; }
 };
 
 // Where a task's rows and sums lie, in bytes from its start.
@@ -65,8 +64,8 @@ struct Memory {
     inner = take(has_inner(a) ? kRows * o * kFloat : 0);
     hidden = take(a.down ? kRows * f * kFloat : 0);
     const int64_t wide = larger(a.columns, a.outputs);
-    left = take(larger(split_bytes(kRows, wide), split_bytes(wide, kRows)));
-    right = take(split_bytes(larger(a.columns, a.width), kRows));
+    left = take(larger(operand_bytes(kRows, wide), operand_bytes(wide, kRows)));
+    right = take(operand_bytes(larger(a.columns, a.width), kRows));
     dw = take(a.dw ? o * k * kFloat : 0);
     ddown = take(a.ddown ? k * f * kFloat : 0);
     dbias = take(a.dbias ? ColumnSums::bytes(a.outputs) : 0);
@@ -123,7 +122,9 @@ class Task {
 
  private:
   float* floats(int64_t at) const { return reinterpret_cast<float*>(memory_ + at); }
-  BF16* parts(int64_t at) const { return reinterpret_cast<BF16*>(memory_ + at); }
+  OperandElement* parts(int64_t at) const {
+    return reinterpret_cast<OperandElement*>(memory_ + at);
+  }
 
   void zero_sums(int64_t at, const float* wanted, int64_t rows, int64_t columns) {
     if (!wanted) return;
@@ -144,21 +145,21 @@ class Task {
 
   // rows [count_, columns] times one of the weights.
   Matrix multiply(Matrix rows, int64_t columns, int weights, int64_t to, int64_t outputs) {
-    const SplitSource source = {rows.data, rows.stride, 1, count_, columns};
-    const SplitOperand left = split_all<false>(source, parts(at_.left));
+    const MatrixSource source = {rows.data, rows.stride, 1, count_, columns};
+    const MatrixOperand left = pack_all<false>(source, parts(at_.left));
     const int64_t stride = padded(outputs);
-    split_multiply(left, weights_.operand(a_, weights), floats(to), stride, false);
+    multiply_operands(left, weights_.operand(a_, weights), floats(to), stride, false);
     return {floats(to), stride};
   }
 
   // The sums at `to` += leftᵀ right, over the rows.
   void sum_products(Matrix left, int64_t rows, Matrix right, int64_t columns, int64_t to,
                     int64_t stride) {
-    const SplitOperand a =
-        split_all<false>({left.data, 1, left.stride, rows, count_}, parts(at_.left));
-    const SplitOperand b =
-        split_all<true>({right.data, 1, right.stride, columns, count_}, parts(at_.right));
-    split_multiply(a, b, floats(to), stride, row_ > begin_);
+    const MatrixOperand a =
+        pack_all<false>({left.data, 1, left.stride, rows, count_}, parts(at_.left));
+    const MatrixOperand b =
+        pack_all<true>({right.data, 1, right.stride, columns, count_}, parts(at_.right));
+    multiply_operands(a, b, floats(to), stride, row_ > begin_);
   }
 
   // The gradient of n wᵀ + bias.
@@ -287,7 +288,7 @@ void product_backward_pack(const ProductBackwardArgs& args, int64_t begin, int64
   for (int64_t block = begin; block < end; ++block) {
     int i = 0;
     while (block >= packed.blocks[i + 1]) ++i;
-    split_pack<true>(packed.source[i], block - packed.blocks[i], packed.at(args, i));
+    pack_operand<true>(packed.source[i], block - packed.blocks[i], packed.at(args, i));
   }
 }
 

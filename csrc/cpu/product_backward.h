@@ -1,7 +1,7 @@
 // What the bindings of linear_backward and swiglu_mlp_backward hand to their kernels.
 //
 // Four steps with barriers between them: the weights are packed, tasks go over ranges of rows with
-// sums of their own, and the sums of the tasks are added up. In fp32, at levels with tiles.
+// sums of their own, and the sums of the tasks are added up. In fp32, at levels with vectors.
 #pragma once
 
 #include <cstdint>

@@ -1,24 +1,23 @@
-// linear, swiglu_mlp and gelu_mlp in fp32 on the bf16 tiles (matrix/split_product.h), for weights
-// that stay in the cache: what training asks for.
+// linear, swiglu_mlp and gelu_mlp in fp32 (matrix/dense_product.h) for weights that stay in the
+// cache: what training asks for.
 //
 // Bound by FLOPs. A few hundred rows at a time go through norm, product, activation and the second
 // product, so that no intermediate result is written to memory.
 
-#include "split_chain.h"
+#include "product_chain.h"
 
+#include "matrix/dense_product.h"
 #include "matrix/normalised_row.h"
-#include "matrix/split_product.h"
 #include "vec_math.h"
 
-#if defined(FLASHVL_LEVEL_amx)
+#if !defined(FLASHVL_LEVEL_scalar)
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-constexpr int64_t kRows = 256;
+constexpr int64_t kRows = kChainRows;
 constexpr int64_t kFloat = sizeof(float);
 
-int64_t padded(int64_t count) { return round_up(count > 0 ? count : 1, kSplitRows); }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 bool is_gated(const ProductArgs& p) { return p.activation == Activation::swiglu; }
@@ -26,35 +25,35 @@ bool is_gated(const ProductArgs& p) { return p.activation == Activation::swiglu;
 // Rows of a product's weights: gate and up together.
 int64_t outputs_of(const ProductArgs& p) { return is_gated(p) ? 2 * p.w.rows : p.w.rows; }
 
-SplitSource weights_of(const ProductArgs& p) {
+MatrixSource weights_of(const ProductArgs& p) {
   return {static_cast<const float*>(p.w.data), p.w.row_stride, 1, outputs_of(p), p.w.columns};
 }
 
-int64_t bytes_of(const ProductArgs& p) { return split_bytes(outputs_of(p), p.w.columns); }
+int64_t bytes_of(const ProductArgs& p) { return operand_bytes(outputs_of(p), p.w.columns); }
 
-BF16* packed_of(const SplitChainArgs& args, bool second) {
-  return reinterpret_cast<BF16*>(args.packed + (second ? bytes_of(args.first) : 0));
+OperandElement* packed_of(const ProductChainArgs& args, bool second) {
+  return reinterpret_cast<OperandElement*>(args.packed + (second ? bytes_of(args.first) : 0));
 }
 
 // Where a task's rows lie, in bytes from its start.
 struct Memory {
   int64_t rows, parts, sums, bytes;
 
-  explicit Memory(const SplitChainArgs& args) : rows(0) {
+  explicit Memory(const ProductChainArgs& args) : rows(0) {
     const int64_t width =
         args.two ? larger(args.first.w.columns, args.second.w.columns) : args.first.w.columns;
     const int64_t outputs = larger(outputs_of(args.first), args.two ? outputs_of(args.second) : 0);
     parts = rows + kRows * padded(width) * kFloat;
-    sums = parts + split_bytes(kRows, width);
+    sums = parts + operand_bytes(kRows, width);
     bytes = sums + kRows * padded(outputs) * kFloat;
   }
 };
 
 // `count` rows of the product, at `to`, padded.
-void multiply(const SplitOperand& left, const SplitChainArgs& args, bool second, float* to) {
+void multiply(const MatrixOperand& left, const ProductChainArgs& args, bool second, float* to) {
   const ProductArgs& p = second ? args.second : args.first;
-  const SplitSource weights = weights_of(p);
-  split_multiply(left, {weights, packed_of(args, second)}, to, padded(weights.rows), false);
+  const MatrixSource weights = weights_of(p);
+  multiply_operands(left, {weights, packed_of(args, second)}, to, padded(weights.rows), false);
 }
 
 // Row r of a product after its epilogue.
@@ -89,13 +88,13 @@ void finish_row(const ProductArgs& p, const float* sums, int64_t r, float* to) {
 }
 
 // Rows [row, row + count).
-void run_rows(const SplitChainArgs& args, char* memory, int64_t row, int64_t count) {
+void run_rows(const ProductChainArgs& args, char* memory, int64_t row, int64_t count) {
   const Memory at(args);
   float* rows = reinterpret_cast<float*>(memory + at.rows);
-  BF16* parts = reinterpret_cast<BF16*>(memory + at.parts);
+  OperandElement* parts = reinterpret_cast<OperandElement*>(memory + at.parts);
   float* sums = reinterpret_cast<float*>(memory + at.sums);
   const int64_t columns = args.first.w.columns;
-  SplitSource left = {args.x + row * args.x_stride, args.x_stride, 1, count, columns};
+  MatrixSource left = {args.x + row * args.x_stride, args.x_stride, 1, count, columns};
   if (args.norm_weight != nullptr) {
     const RowNorm<float> norm = {args.norm_weight, args.norm_bias, args.eps};
     for (int64_t r = 0; r < count; ++r) {
@@ -103,7 +102,7 @@ void run_rows(const SplitChainArgs& args, char* memory, int64_t row, int64_t cou
     }
     left = {rows, padded(columns), 1, count, columns};
   }
-  multiply(split_all<false>(left, parts), args, false, sums);
+  multiply(pack_all<false>(left, parts), args, false, sums);
   const ProductArgs& last = args.two ? args.second : args.first;
   if (args.two) {
     const int64_t width = args.second.w.columns, from = padded(outputs_of(args.first));
@@ -111,7 +110,7 @@ void run_rows(const SplitChainArgs& args, char* memory, int64_t row, int64_t cou
       finish_row(args.first, sums + r * from, row + r, rows + r * padded(width));
     }
     left = {rows, padded(width), 1, count, width};
-    multiply(split_all<false>(left, parts), args, true, sums);
+    multiply(pack_all<false>(left, parts), args, true, sums);
   }
   const int64_t from = padded(outputs_of(last));
   for (int64_t r = 0; r < count; ++r) {
@@ -122,23 +121,23 @@ void run_rows(const SplitChainArgs& args, char* memory, int64_t row, int64_t cou
 
 }  // namespace
 
-SplitChainSizes split_chain_plan(const SplitChainArgs& args) {
-  const int64_t first = split_blocks(outputs_of(args.first));
-  const int64_t second = args.two ? split_blocks(outputs_of(args.second)) : 0;
+ProductChainSizes product_chain_plan(const ProductChainArgs& args) {
+  const int64_t first = operand_blocks(outputs_of(args.first));
+  const int64_t second = args.two ? operand_blocks(outputs_of(args.second)) : 0;
   const int64_t bytes = bytes_of(args.first) + (args.two ? bytes_of(args.second) : 0);
   return {bytes, first + second, Memory(args).bytes};
 }
 
-void split_chain_pack(const SplitChainArgs& args, int64_t begin, int64_t end) {
-  const int64_t first = split_blocks(outputs_of(args.first));
+void product_chain_pack(const ProductChainArgs& args, int64_t begin, int64_t end) {
+  const int64_t first = operand_blocks(outputs_of(args.first));
   for (int64_t block = begin; block < end; ++block) {
     const bool second = block >= first;
-    split_pack<true>(weights_of(second ? args.second : args.first), block - (second ? first : 0),
-                     packed_of(args, second));
+    pack_operand<true>(weights_of(second ? args.second : args.first), block - (second ? first : 0),
+                       packed_of(args, second));
   }
 }
 
-void split_chain(const SplitChainArgs& args, int64_t task) {
+void product_chain(const ProductChainArgs& args, int64_t task) {
   const int64_t rows = args.first.rows;
   const int64_t begin = rows * task / args.tasks, end = rows * (task + 1) / args.tasks;
   char* memory = args.memory + task * Memory(args).bytes;

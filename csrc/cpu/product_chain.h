@@ -1,4 +1,4 @@
-// What csrc/torch/product.cpp hands to the kernels of fp32 products on the bf16 tiles.
+// What csrc/torch/product.cpp hands to the kernels of fp32 products by small weights.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace flashvl::cpu {
 // One product with its prologue and epilogue, or two, the second on what the first gives. From each
 // ProductArgs: rows, w, up, activation, bias, residual, out; weights are fp32 rows, and those of up
 // lie behind those of the gate.
-struct SplitChainArgs {
+struct ProductChainArgs {
   ProductArgs first;
   ProductArgs second;
   bool two;
@@ -25,21 +25,21 @@ struct SplitChainArgs {
   int64_t tasks;
 };
 
-struct SplitChainSizes {
+struct ProductChainSizes {
   int64_t packed_bytes;
   int64_t packed_blocks;
   int64_t task_bytes;
 };
 
-using SplitChainPlan = SplitChainSizes(const SplitChainArgs& args);
-FLASHVL_DECLARE_KERNEL(SplitChainPlan, split_chain_plan)
+using ProductChainPlan = ProductChainSizes(const ProductChainArgs& args);
+FLASHVL_DECLARE_KERNEL(ProductChainPlan, product_chain_plan)
 
 // Packs blocks [begin, end) of the weights.
-using SplitChainPack = void(const SplitChainArgs& args, int64_t begin, int64_t end);
-FLASHVL_DECLARE_KERNEL(SplitChainPack, split_chain_pack)
+using ProductChainPack = void(const ProductChainArgs& args, int64_t begin, int64_t end);
+FLASHVL_DECLARE_KERNEL(ProductChainPack, product_chain_pack)
 
 // One of `tasks` ranges of rows.
-using SplitChainTask = void(const SplitChainArgs& args, int64_t task);
-FLASHVL_DECLARE_KERNEL(SplitChainTask, split_chain)
+using ProductChainTask = void(const ProductChainArgs& args, int64_t task);
+FLASHVL_DECLARE_KERNEL(ProductChainTask, product_chain)
 
 }  // namespace flashvl::cpu

@@ -10,6 +10,7 @@
 //   Mask, less(a, b), is_nan(a)          comparisons lane by lane; NaN is less than nothing
 //   select(mask, a, b)                   a where the mask holds, else b
 //   reduce_add(a) reduce_max(a)          over the lanes, pairwise; no NaN in reduce_max
+//   add_neighbours(a, b)                 lanes 0 + 1, 2 + 3, ... of a, then those of b
 //   reduce_add_each(a, p)                p[i] = the sum over the lanes of a[i], of four vectors
 //   load(p) load_some(p, n)              n < kLanes: reads n elements, the other lanes are zero
 //   store(p, a) store_some(p, a, n)      rounds to nearest even; NaN stays NaN

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(Tensor dout, Tensor q, Ten
       FLASHVL_SELECT(cpu::AttentionBackwardBytes, attention_backward_bytes);
   static cpu::AttentionBackwardTask* const kernel =
       FLASHVL_SELECT(cpu::AttentionBackwardTask, attention_backward);
-  if (kernel == nullptr) throw std::runtime_error("attention_backward: needs level amx");
+  if (kernel == nullptr) throw std::runtime_error("attention_backward: needs level avx2");
   if (q.dim() != 4 || k.dim() != 4) {
     throw std::invalid_argument("attention_backward: q and k need [B, tokens, heads, D]");
   }

@@ -8,8 +8,8 @@
 #include <stdexcept>
 
 #include "../cpu/dispatch/dispatch.h"
+#include "product_chain.h"
 #include "scratch.h"
-#include "split_chain.h"
 
 namespace flashvl {
 namespace {
@@ -182,7 +182,7 @@ void run(const cpu::ProductArgs& product, char* workspace) {
 }  // namespace
 
 void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) {
-  if (splits(product)) return multiply_split(x, norm, product, nullptr);
+  if (chains(product)) return multiply_chain(x, norm, product, nullptr);
   plan(product);
   ScratchParts parts;
   const int64_t packed = parts.add(product.plan.packed_bytes);
@@ -198,7 +198,7 @@ void multiply(const Rows& x, const NormTensors& norm, cpu::ProductArgs product) 
 // rows (int8 activations share a scale), so they pass through fp32.
 void multiply_twice(const Rows& x, const NormTensors& norm, cpu::ProductArgs first,
                     cpu::ProductArgs second) {
-  if (splits(first) && splits(second)) return multiply_split(x, norm, first, &second);
+  if (chains(first) && chains(second)) return multiply_chain(x, norm, first, &second);
   plan(first);
   plan(second);
   const bool few = first.plan.few;

@@ -90,8 +90,8 @@ cpu::Activation activation_of(const std::optional<std::string>& name) {
   throw std::invalid_argument("linear_backward: activation is '" + *name + "'");
 }
 
-void need_tiles(const char* op) {
-  if (!available()) throw std::runtime_error(std::string(op) + ": needs level amx");
+void need_vectors(const char* op) {
+  if (!available()) throw std::runtime_error(std::string(op) + ": needs level avx2");
 }
 
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -102,7 +102,7 @@ Five linear_backward(Tensor dy, Tensor x, Tensor w, std::optional<Tensor> bias,
                      std::optional<Tensor> norm_bias, double norm_eps, bool need_x, bool need_w,
                      bool need_bias, bool need_norm) {
   const char* op = "linear_backward";
-  need_tiles(op);
+  need_vectors(op);
   if (w.dim() != 2) throw std::invalid_argument("linear_backward: w needs two axes");
   const int64_t outputs = w.size(0), columns = w.size(1);
   const Rows x_rows = rows_of(op, "x", x, columns), dy_rows = rows_of(op, "dy", dy, outputs);
@@ -142,7 +142,7 @@ Four swiglu_mlp_backward(Tensor dy, Tensor x, Tensor norm_weight, double norm_ep
                          Tensor down, bool need_x, bool need_norm, bool need_gate_up,
                          bool need_down) {
   const char* op = "swiglu_mlp_backward";
-  need_tiles(op);
+  need_vectors(op);
   if (gate_up.dim() != 2 || down.dim() != 2) {
     throw std::invalid_argument("swiglu_mlp_backward: weights need two axes");
   }

@@ -1,6 +1,6 @@
-// See split_chain.h.
+// See product_chain.h.
 
-#include "split_chain.h"
+#include "product_chain.h"
 
 #include <torch/csrc/stable/ops.h>
 
@@ -25,8 +25,8 @@ const float* floats(const std::optional<Tensor>& tensor) {
 
 }  // namespace
 
-bool splits(const cpu::ProductArgs& product) {
-  static cpu::SplitChainTask* const kernel = FLASHVL_SELECT(cpu::SplitChainTask, split_chain);
+bool chains(const cpu::ProductArgs& product) {
+  static cpu::ProductChainTask* const kernel = FLASHVL_SELECT(cpu::ProductChainTask, product_chain);
   const cpu::Weights& w = product.w;
   return kernel != nullptr && product.dtype == cpu::DType::f32 && !w.panels &&
          w.format == cpu::WeightFormat::floats && product.rows >= kFewestRows && w.columns > 0 &&
@@ -34,12 +34,14 @@ bool splits(const cpu::ProductArgs& product) {
          w.rows * w.columns <= kMostWeights;
 }
 
-void multiply_split(const Rows& x, const NormTensors& norm, const cpu::ProductArgs& first,
+void multiply_chain(const Rows& x, const NormTensors& norm, const cpu::ProductArgs& first,
                     const cpu::ProductArgs* second) {
-  static cpu::SplitChainPlan* const plan = FLASHVL_SELECT(cpu::SplitChainPlan, split_chain_plan);
-  static cpu::SplitChainPack* const pack = FLASHVL_SELECT(cpu::SplitChainPack, split_chain_pack);
-  static cpu::SplitChainTask* const task = FLASHVL_SELECT(cpu::SplitChainTask, split_chain);
-  cpu::SplitChainArgs args = {};
+  static cpu::ProductChainPlan* const plan =
+      FLASHVL_SELECT(cpu::ProductChainPlan, product_chain_plan);
+  static cpu::ProductChainPack* const pack =
+      FLASHVL_SELECT(cpu::ProductChainPack, product_chain_pack);
+  static cpu::ProductChainTask* const task = FLASHVL_SELECT(cpu::ProductChainTask, product_chain);
+  cpu::ProductChainArgs args = {};
   args.first = first;
   args.two = second != nullptr;
   if (second != nullptr) args.second = *second;
@@ -50,7 +52,7 @@ void multiply_split(const Rows& x, const NormTensors& norm, const cpu::ProductAr
   args.eps = norm.eps;
   const int64_t threads = torch::stable::get_num_threads();
   args.tasks = std::clamp<int64_t>(first.rows / kFewestRows, 1, threads);
-  const cpu::SplitChainSizes sizes = plan(args);
+  const cpu::ProductChainSizes sizes = plan(args);
   ScratchParts parts;
   const int64_t packed = parts.add(sizes.packed_bytes);
   const int64_t tasks = parts.add(args.tasks * sizes.task_bytes);

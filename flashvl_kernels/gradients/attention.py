@@ -1,6 +1,6 @@
 """The backward passes of `tile_attention` and `causal_attention`, where their scores are few.
 
-Longer sequences, and everything but fp32 on a CPU with tiles, go back through the recomputed
+Longer sequences, and everything but fp32 on a CPU with AVX2, go back through the recomputed
 reference, whose SDPA is a FlashAttention in both directions.
 """
 
@@ -21,7 +21,7 @@ LONGEST = 1024  # of queries, keys and channels alone
 def _runs(grad: Tensor | None, q: Tensor, keys: int) -> bool:
     return (
         grad is not None
-        and kernels.runs_on_tiles("attention_backward", q, grad)
+        and kernels.runs_in_fp32("attention_backward", q, grad)
         and 0 < q.shape[1] * keys <= MOST_SCORES
         and max(q.shape[1], keys, q.shape[3]) <= LONGEST
     )

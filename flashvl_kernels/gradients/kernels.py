@@ -36,16 +36,16 @@ def runs(name: str, grad: Tensor) -> bool:
 
 
 @cache
-def _tiles() -> bool:
+def _vectors() -> bool:
     return bool(torch.ops.flashvl_cpu.product_backward_available())
 
 
-def runs_on_tiles(name: str, x: Tensor, grad: Tensor) -> bool:
-    """The same, of kernels for fp32 on a CPU with tiles, which never see an empty tensor."""
-    return runs(name, grad) and x.dtype == torch.float32 and x.numel() > 0 and _tiles()
+def runs_in_fp32(name: str, x: Tensor, grad: Tensor) -> bool:
+    """The same, of kernels for fp32 on a CPU with AVX2, which never see an empty tensor."""
+    return runs(name, grad) and x.dtype == torch.float32 and x.numel() > 0 and _vectors()
 
 
 def runs_in_one(name: str, x: Tensor, grad: Tensor, *weights: Tensor) -> bool:
     """The whole backward pass of products is one kernel: the weights are small, too."""
     small = all(0 < w.numel() <= MOST_WEIGHTS and max(w.shape) <= LONGEST for w in weights)
-    return small and runs_on_tiles(name, x, grad)
+    return small and runs_in_fp32(name, x, grad)

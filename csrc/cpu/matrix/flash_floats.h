@@ -50,6 +50,18 @@ inline void float_tile(float* c, FloatMatrix a, const float* b, int64_t depth, b
   }
 }
 
+// As many tiles of `rows` rows as fit into `left`; what they leave.
+template <int rows>
+inline int64_t float_tiles(float*& c, FloatMatrix& a, const float* b, int64_t left, int64_t depth,
+                           bool add) {
+  for (; left >= rows; left -= rows) {
+    float_tile<rows>(c, a, b, depth, add);
+    c += rows * kQueries;
+    a.data += rows * a.row;
+  }
+  return left;
+}
+
 // `vectors`: those of C's columns that hold queries; an odd one brings its neighbour along.
 inline void float_product(float* c, FloatMatrix a, const float* b, int64_t rows, int64_t depth,
                           int vectors, bool add) {
@@ -57,14 +69,10 @@ inline void float_product(float* c, FloatMatrix a, const float* b, int64_t rows,
     FloatMatrix part = a;
     float* out = c + v * kLanes;
     const float* in = b + v * kLanes;
-    int64_t r = 0;
-    for (; r + kFloatRows <= rows; r += kFloatRows) {
-      float_tile<kFloatRows>(out + r * kQueries, part, in, depth, add);
-      part.data += kFloatRows * a.row;
-    }
-    for (; r < rows; ++r, part.data += a.row) {
-      float_tile<1>(out + r * kQueries, part, in, depth, add);
-    }
+    int64_t left = float_tiles<kFloatRows>(out, part, in, rows, depth, add);
+    left = float_tiles<4>(out, part, in, left, depth, add);
+    left = float_tiles<2>(out, part, in, left, depth, add);
+    float_tiles<1>(out, part, in, left, depth, add);
   }
 }
 

@@ -1,10 +1,6 @@
-// fp32 products on the bf16 tiles: every number as the sum of three of 8 bits each, 24 in all, and
-// of the nine products of such parts the six that reach fp32 (Henry, Tang and Heinecke, arXiv
+// dense_product.h on the bf16 tiles: every number as the sum of three of 8 bits each, 24 in all,
+// and of the nine products of such parts the six that reach fp32 (Henry, Tang and Heinecke, arXiv
 // 1904.06376). The tiles do 16 times the FLOPs of the vectors' fma, so 2.7 times are left.
-//
-//   split_pack<right>(source, block, packed)   32 rows of the left operand, or 32 columns of the
-//                                              right one, into split_block_bytes(depth)
-//   split_multiply(a, b, c, stride, add)       c = a b, or c += a b, with room for whole blocks
 //
 // Sums are as good as those of a chain of fma: the five small products of kChunk steps come first,
 // while what they are added to is small, then the large one; a result is rounded half as often as
@@ -18,16 +14,15 @@
 #pragma once
 
 #include "../vec.h"
+#include "operand_source.h"
 #include "row_layout.h"
 #include "tile.h"
 #include "transpose.h"
 
-#if defined(FLASHVL_LEVEL_amx)
-
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-constexpr int64_t kSplitRows = 32;  // of a block: two tiles
+constexpr int64_t kOperandRows = 32;  // of a block: two tiles
 constexpr int64_t kSplitParts = 3;
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
 constexpr int64_t kSplitStep = 2 * kSplitParts * kTileElements;  // bf16 of 32 rows and 32 columns
@@ -37,26 +32,14 @@ constexpr int64_t kSplitHead = 32;                               // bf16 before 
 // first-level cache while the rows pass by; with 6 steps, 36 KiB, the rate fell by a fifth.
 constexpr int64_t kChunk = 4;
 
-// Number (r, k) of an operand: data[r * row + k * depth], one of the two strides being 1.
-struct SplitSource {
-  const float* data;
-  int64_t row, depth;
-  int64_t rows, columns;  // columns: how deep it is
-};
-
-struct SplitOperand {
-  SplitSource source;
-  const BF16* packed;
-};
-
 inline int64_t split_block_elements(int64_t columns) {
   return kSplitHead + depth_steps(columns) * kSplitStep;
 }
 
-inline int64_t split_blocks(int64_t rows) { return (rows + kSplitRows - 1) / kSplitRows; }
+inline int64_t operand_blocks(int64_t rows) { return (rows + kOperandRows - 1) / kOperandRows; }
 
-inline int64_t split_bytes(int64_t rows, int64_t columns) {
-  return split_blocks(rows) * split_block_elements(columns) * static_cast<int64_t>(sizeof(BF16));
+inline int64_t operand_bytes(int64_t rows, int64_t columns) {
+  return operand_blocks(rows) * split_block_elements(columns) * static_cast<int64_t>(sizeof(BF16));
 }
 
 // The nearest number of 8 bits, as the bits of fp32.
@@ -118,7 +101,7 @@ inline void transpose_tile(BF16* tile) {
 
 // The three tiles of 16 rows and 32 columns from (row, column) on; `out` is the first.
 template <bool right>
-inline __m512i split_tile(const SplitSource& s, int64_t row, int64_t column, BF16* out) {
+inline __m512i split_tile(const MatrixSource& s, int64_t row, int64_t column, BF16* out) {
   const int64_t rows = s.rows - row, columns = s.columns - column;
   const float* p = s.data + row * s.row + column * s.depth;
   __m512i size = _mm512_setzero_si512();
@@ -150,27 +133,19 @@ inline __m512i split_tile(const SplitSource& s, int64_t row, int64_t column, BF1
 
 // Rows [32 block, 32 block + 32) of a source, those of the right operand being columns of it.
 template <bool right>
-inline void split_pack(const SplitSource& source, int64_t block, BF16* packed) {
+inline void pack_operand(const MatrixSource& source, int64_t block, BF16* packed) {
   BF16* out = packed + block * split_block_elements(source.columns);
   __m512i size = _mm512_setzero_si512();
   BF16* step = out + kSplitHead;
   for (int64_t k = 0; k < depth_steps(source.columns); ++k, step += kSplitStep) {
     for (int64_t tile = 0; tile < 2; ++tile) {
-      const __m512i one = split_tile<right>(source, block * kSplitRows + tile * kTileRows,
+      const __m512i one = split_tile<right>(source, block * kOperandRows + tile * kTileRows,
                                             k * kTileDepth, step + tile * kTileElements);
       size = _mm512_max_epu32(size, one);
     }
   }
   constexpr uint32_t kMost = 0x7f000000;  // 2^127
   out->bits = _mm512_reduce_max_epu32(size) >= kMost ? 1 : 0;
-}
-
-template <bool right>
-inline SplitOperand split_all(const SplitSource& source, BF16* packed) {
-  for (int64_t block = 0; block < split_blocks(source.rows); ++block) {
-    split_pack<right>(source, block, packed);
-  }
-  return {source, packed};
 }
 
 // Two tiles of a part each; part 0 is the largest.
@@ -225,19 +200,19 @@ inline void store_block(float* c, int64_t stride) {
 }
 
 inline void add_block(float* c, int64_t stride) {
-  alignas(64) float sums[kSplitRows * kSplitRows];
-  store_block(sums, kSplitRows);
-  for (int64_t r = 0; r < kSplitRows; ++r, c += stride) {
-    store(c, load(c) + load(sums + r * kSplitRows));
-    store(c + kLanes, load(c + kLanes) + load(sums + r * kSplitRows + kLanes));
+  alignas(64) float sums[kOperandRows * kOperandRows];
+  store_block(sums, kOperandRows);
+  for (int64_t r = 0; r < kOperandRows; ++r, c += stride) {
+    store(c, load(c) + load(sums + r * kOperandRows));
+    store(c + kLanes, load(c + kLanes) + load(sums + r * kOperandRows + kLanes));
   }
 }
 
 // A block that the parts cannot say.
-inline void plain_block(const SplitSource& a, const SplitSource& b, int64_t row, int64_t column,
+inline void plain_block(const MatrixSource& a, const MatrixSource& b, int64_t row, int64_t column,
                         float* c, int64_t stride, bool add) {
-  for (int64_t i = 0; i < kSplitRows; ++i) {
-    for (int64_t j = 0; j < kSplitRows; ++j) {
+  for (int64_t i = 0; i < kOperandRows; ++i) {
+    for (int64_t j = 0; j < kOperandRows; ++j) {
       float sum = 0.0f;
       if (row + i < a.rows && column + j < b.rows) {
         const float* left = a.data + (row + i) * a.row;
@@ -253,22 +228,22 @@ inline void plain_block(const SplitSource& a, const SplitSource& b, int64_t row,
 }
 
 // c [a.rows, b.rows], both rounded up to whole blocks. The sources' columns agree.
-inline void split_multiply(const SplitOperand& a, const SplitOperand& b, float* c, int64_t stride,
-                           bool add) {
+inline void multiply_operands(const MatrixOperand& a, const MatrixOperand& b, float* c,
+                              int64_t stride, bool add) {
   const Tiles scope;
   const int64_t steps = depth_steps(a.source.columns);
   const int64_t block = split_block_elements(a.source.columns);
-  const int64_t rows = split_blocks(a.source.rows), columns = split_blocks(b.source.rows);
+  const int64_t rows = operand_blocks(a.source.rows), columns = operand_blocks(b.source.rows);
   for (int64_t first = 0; first < steps; first += kChunk) {
     const int64_t some = steps - first < kChunk ? steps - first : kChunk;
     for (int64_t j = 0; j < columns; ++j) {
       const BF16* right = b.packed + j * block;
       for (int64_t i = 0; i < rows; ++i) {
         const BF16* left = a.packed + i * block;
-        float* to = c + i * kSplitRows * stride + j * kSplitRows;
+        float* to = c + i * kOperandRows * stride + j * kOperandRows;
         if (left->bits || right->bits) {
           if (first > 0) continue;
-          plain_block(a.source, b.source, i * kSplitRows, j * kSplitRows, to, stride, add);
+          plain_block(a.source, b.source, i * kOperandRows, j * kOperandRows, to, stride, add);
           continue;
         }
         const int64_t start = kSplitHead + first * kSplitStep;
@@ -285,5 +260,3 @@ inline void split_multiply(const SplitOperand& a, const SplitOperand& b, float* 
 
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL
-
-#endif

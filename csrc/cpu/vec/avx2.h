@@ -55,6 +55,11 @@ inline float reduce_add(F32 a) {
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
+inline F32 add_neighbours(F32 a, F32 b) {
+  const __m256d sums = _mm256_castps_pd(_mm256_hadd_ps(a.lanes, b.lanes));
+  return {_mm256_castpd_ps(_mm256_permute4x64_pd(sums, 0b11011000))};
+}
+
 inline void reduce_add_each(const F32 (&a)[4], float* p) {
   const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a[0].lanes, a[1].lanes),
                                   _mm256_unpackhi_ps(a[0].lanes, a[1].lanes));

@@ -49,6 +49,13 @@ inline F32 select(Mask mask, F32 a, F32 b) {
 
 inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.lanes); }
 // Interleaving halves the vectors three times: 13 instructions where four sums take 32.
+inline F32 add_neighbours(F32 a, F32 b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return {_mm512_add_ps(_mm512_permutex2var_ps(a.lanes, even, b.lanes),
+                        _mm512_permutex2var_ps(a.lanes, odd, b.lanes))};
+}
+
 inline void reduce_add_each(const F32 (&a)[4], float* p) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a[0].lanes, a[1].lanes),
                                   _mm512_unpackhi_ps(a[0].lanes, a[1].lanes));

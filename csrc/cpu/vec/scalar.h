@@ -164,6 +164,15 @@ inline float reduce_add(F32 a) {
   return a.lane[0];
 }
 
+inline F32 add_neighbours(F32 a, F32 b) {
+  F32 out;
+  for (int i = 0; i < kLanes / 2; ++i) {
+    out.lane[i] = a.lane[2 * i] + a.lane[2 * i + 1];
+    out.lane[kLanes / 2 + i] = b.lane[2 * i] + b.lane[2 * i + 1];
+  }
+  return out;
+}
+
 inline void reduce_add_each(const F32 (&a)[4], float* p) {
   for (int i = 0; i < 4; ++i) p[i] = reduce_add(a[i]);
 }
