@@ -109,7 +109,8 @@ def _timed(options: argparse.Namespace) -> int:
     table(changes)
     end = time.perf_counter()
     if pair.apart and settings.warm:
-        print(f"noisier: {len(pair.apart)} cases had arguments of their own on each side")
+        told = f"{len(pair.apart)} of {len(changes)} cases"
+        print(f"noisier: {told} had arguments of their own on each side")
     print(f"built in {built - start:.0f} s, measured in {end - built:.0f} s")
     if not changes:
         print("flashvl-bench gate: neither ref has a case to measure", file=sys.stderr)

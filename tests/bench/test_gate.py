@@ -204,6 +204,25 @@ def test_a_whole_run_on_another_repository(
     assert rows["wrong", 1]["median"] is None and rows["dies", 1]["seconds"] == []
 
 
+def test_arguments_that_the_sides_cannot_share_are_told(
+    repository: tuple[Path, Commit],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Values drawn anew in each process: nothing can lie in the same memory."""
+    monkeypatch.setattr(verdict, "MOST_PAIRS", 2)
+    folder, commit = repository
+    commit({"src/made_up.py": EARLY})
+    commit({"src/made_up.py": EARLY + "\n"})
+    for values, line in (("rand", "noisier: 1 of 1 cases"), ("ones", None)):
+        cases = tmp_path / f"{values}.py"
+        cases.write_text(CASES_FILE.replace("torch.ones", f"torch.{values}"))
+        _gate(folder, "--cases", str(cases))
+        shown = capsys.readouterr().out
+        assert (line in shown) if line else ("noisier" not in shown), shown
+
+
 def test_what_cannot_be_judged_is_an_error(
     repository: tuple[Path, Commit], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
