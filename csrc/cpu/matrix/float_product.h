@@ -23,7 +23,7 @@ constexpr int64_t kOperandRows = 32;
 #endif
 constexpr int kRight = 2 * kLanes;
 
-// Steps of one sum, which is then added to the result: a chain of 128 errs less than PyTorch's.
+// Steps of one sum, which is then added to the result, as FloatBlock's are.
 constexpr int64_t kFloatChunk = 128;
 
 // Numbers of a group; a group of the left operand is stored a whole vector at a time.
