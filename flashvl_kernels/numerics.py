@@ -108,6 +108,17 @@ def judge(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance | None
     return Verdict(right, reason, rms, rms_allowed, worst, float(worst_bound.max()))
 
 
+DRAWS = 16
+"""Of the values of a call that one draw calls wrong: the bound is the plain expression's own error,
+and over a handful of elements that is luck."""
+
+
+def end_to_end(draws: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Each output of several draws of one call, flattened and joined, to be judged as one. Every
+    draw counts: a wrong kernel stays wrong however many it is given."""
+    return [torch.cat([each.flatten() for each in parts]) for parts in zip(*draws, strict=True)]
+
+
 def _alike(a: Tensor, b: Tensor) -> Tensor:
     return (a == b) | (a.isnan() & b.isnan())
 

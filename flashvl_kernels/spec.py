@@ -138,9 +138,9 @@ class Sample:
         """The names in `family`."""
         return tuple(name.strip() for name in self.family.split(",") if name.strip())
 
-    def build(self, dtype: torch.dtype, device: str = "cpu") -> Call:
-        """The call, the same for every build of one name and dtype."""
-        return self.make(Maker(dtype, device, seed=zlib.crc32(self.name.encode())))
+    def build(self, dtype: torch.dtype, device: str = "cpu", draw: int = 0) -> Call:
+        """The call, the same for every build of one name, dtype and draw of its values."""
+        return self.make(Maker(dtype, device, seed=zlib.crc32(self.name.encode()) + draw))
 
 
 @dataclass(frozen=True)
