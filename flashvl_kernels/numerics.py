@@ -108,14 +108,39 @@ def judge(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance | None
     return Verdict(right, reason, rms, rms_allowed, worst, float(worst_bound.max()))
 
 
+def refusal(
+    spec: OpSpec, got: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor]
+) -> str:
+    """Why the first output that is not right is not, by `judge`; empty where all are."""
+    for i, (mine, naive, exact) in enumerate(zip(got, plain, truth, strict=True)):
+        verdict = judge(mine, naive, exact, spec.tolerance)
+        if not verdict.right:
+            return f"output {i}: {verdict.reason}"
+    return ""
+
+
+Outputs = Sequence[Tensor]
 DRAWS = 16
-"""Of the values of a call that one draw calls wrong: the bound is the plain expression's own error,
-and over a handful of elements that is luck."""
 
 
-def end_to_end(draws: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Each output of several draws of one call, flattened and joined, to be judged as one. Every
-    draw counts: a wrong kernel stays wrong however many it is given."""
+def refusal_over_draws(
+    spec: OpSpec, draw: Callable[[int], tuple[Outputs, Outputs, Outputs]]
+) -> str:
+    """`refusal` of draw 0 of a call's values; if it is refused, of DRAWS draws laid end to end.
+
+    The bound is the plain expression's own error, and over a handful of elements that is luck.
+    Every draw counts, the first included: a wrong kernel stays wrong however many it is given.
+
+    draw: the outputs, those of the plain expression and those of the oracle.
+    """
+    first = draw(0)
+    if not refusal(spec, *first):
+        return ""
+    draws = [first, *map(draw, range(1, DRAWS))]
+    return refusal(spec, *(_end_to_end(side) for side in zip(*draws, strict=True)))
+
+
+def _end_to_end(draws: Sequence[Outputs]) -> list[Tensor]:
     return [torch.cat([each.flatten() for each in parts]) for parts in zip(*draws, strict=True)]
 
 

@@ -6,15 +6,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "../cpu/dispatch/dispatch.h"
+#include "packed_tasks.h"
 #include "product.h"
-#include "scratch.h"
 #include "tensors.h"
 
 namespace flashvl {
@@ -64,20 +63,7 @@ void run(cpu::ProductBackwardArgs& args) {
       FLASHVL_SELECT(cpu::ProductBackwardTask, product_backward);
   static cpu::ProductBackwardSum* const sum =
       FLASHVL_SELECT(cpu::ProductBackwardSum, product_backward_sum);
-  const int64_t most = torch::stable::get_num_threads();
-  args.tasks = std::clamp<int64_t>(args.rows / kTaskRows, 1, most);
-  const cpu::ProductBackwardSizes sizes = plan(args);
-  ScratchParts parts;
-  const int64_t packed = parts.add(sizes.packed_bytes);
-  const int64_t tasks = parts.add(args.tasks * sizes.task_bytes);
-  char* const memory = parts.allocate();
-  args.packed = memory + packed;
-  args.memory = memory + tasks;
-  torch::stable::parallel_for(0, sizes.packed_blocks, 4,
-                              [&](int64_t begin, int64_t end) { pack(args, begin, end); });
-  torch::stable::parallel_for(0, args.tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) task(args, t);
-  });
+  const auto sizes = pack_and_run(args, args.rows, kTaskRows, plan, pack, task);
   torch::stable::parallel_for(0, sizes.sum_rows, 64,
                               [&](int64_t begin, int64_t end) { sum(args, begin, end); });
 }

@@ -2,12 +2,8 @@
 
 #include "product_chain.h"
 
-#include <torch/csrc/stable/ops.h>
-
-#include <algorithm>
-
 #include "../cpu/dispatch/dispatch.h"
-#include "scratch.h"
+#include "packed_tasks.h"
 
 namespace flashvl {
 namespace {
@@ -50,20 +46,7 @@ void multiply_chain(const Rows& x, const NormTensors& norm, const cpu::ProductAr
   args.norm_weight = floats(norm.weight);
   args.norm_bias = floats(norm.bias);
   args.eps = norm.eps;
-  const int64_t threads = torch::stable::get_num_threads();
-  args.tasks = std::clamp<int64_t>(first.rows / kFewestRows, 1, threads);
-  const cpu::ProductChainSizes sizes = plan(args);
-  ScratchParts parts;
-  const int64_t packed = parts.add(sizes.packed_bytes);
-  const int64_t tasks = parts.add(args.tasks * sizes.task_bytes);
-  char* const memory = parts.allocate();
-  args.packed = memory + packed;
-  args.memory = memory + tasks;
-  torch::stable::parallel_for(0, sizes.packed_blocks, 4,
-                              [&](int64_t begin, int64_t end) { pack(args, begin, end); });
-  torch::stable::parallel_for(0, args.tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) task(args, t);
-  });
+  pack_and_run(args, first.rows, kFewestRows, plan, pack, task);
 }
 
 }  // namespace flashvl

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +98,6 @@ def test_who_sees_only_the_picture_of_the_control_is_at_chance() -> None:
     for kind, best in heldout.chance(cases).items():
         right, total = control[kind]
         assert right / total <= best + 3.5 * (best * (1 - best) / total) ** 0.5, (kind, right)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Steps this small only wait for each other on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -160,8 +160,8 @@ def test_families_and_pages_come_in_their_shares() -> None:
 
 def test_a_text_too_wide_for_its_room_is_none() -> None:
     rng = np.random.default_rng(0)
-    assert printed.printed(rng, "WWWWWWWW", 60, 60) is None
-    fitting = printed.printed(rng, "tilt", 60, 60)
+    assert printed.fitting(rng, "WWWWWWWW", 60, 60) is None
+    fitting = printed.fitting(rng, "tilt", 60, 60)
     assert fitting is not None and max(fitting.ink.shape) <= 60 and fitting.text == "tilt"
 
 

@@ -34,7 +34,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 KINDS = ("typical", "edge", "strided", "zero", "hostile")
 NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 7, 1 << 40, 0.0, 1.5, -3.0, float("nan"), float("inf"))
 LARGEST = 1 << 22  # elements of a changed tensor
-DRAWS = 16  # of the values of a call that one draw calls wrong
 REFUSALS = (ValueError, TypeError)
 
 Change = Callable[[random.Random, list[Any]], None]
@@ -196,7 +195,7 @@ def fuzzed(rng: random.Random, spec: OpSpec) -> tuple[str, Callable[[int], Call]
     return f"{spec.name} [{sample.name}] {dtype}: {names or 'unchanged'}", make
 
 
-Results = list[tuple[Tensor, Tensor, Tensor]]  # got, plain, truth; one of each output
+Results = tuple[list[Tensor], list[Tensor], list[Tensor]]  # got, plain, truth
 
 
 def attempt(spec: OpSpec, make: Callable[[int], Call]) -> tuple[str, str]:
@@ -216,8 +215,16 @@ def attempt(spec: OpSpec, make: Callable[[int], Call]) -> tuple[str, str]:
         return "wrong", f"{type(error).__name__}: {str(error)[:300]}"
     if why_not(found, "cpu", flat) is not None:
         return "reference", ""
-    first = beside_the_oracle(found, flat, got)
-    if not wrong(found, first) or not (reason := wrong(found, pooled(spec, make, first))):
+
+    def drawn(draw: int) -> Results:
+        if draw == 0:
+            return beside_the_oracle(found, flat, got)
+        again = make(draw)
+        op, other = capture(spec.function, *again.args, **again.kwargs)
+        return beside_the_oracle(op, other, numerics.results(op, op, other))
+
+    reason = numerics.refusal_over_draws(found, drawn)
+    if not reason:
         return "right", ""
     shapes = [(list(a.shape), list(a.stride())) for a in flat if isinstance(a, Tensor)]
     return "wrong", f"{reason}; shapes and strides {shapes}"
@@ -229,7 +236,7 @@ def beside_the_oracle(spec: OpSpec, flat: Sequence[Any], got: list[Tensor]) -> R
         logits = logits_by_word(spec, flat)
         got, plain = ([values, logits.gather(1, i).to(values)] for values, i in (got, plain))
         truth = [truth[0], logits.gather(1, truth[1])]
-    return list(zip(got, plain, truth, strict=True))
+    return got, plain, truth
 
 
 def logits_by_word(spec: OpSpec, flat: Sequence[Any]) -> Tensor:
@@ -237,32 +244,6 @@ def logits_by_word(spec: OpSpec, flat: Sequence[Any]) -> Tensor:
     words_of_all = flat[3].shape[0]
     values, words = numerics.oracle(spec, [*flat[:-1], words_of_all])
     return torch.empty_like(values).scatter_(1, words, values)
-
-
-def wrong(spec: OpSpec, results: Results) -> str:
-    """Why the results are wrong; empty where they are right."""
-    for i, (got, plain, truth) in enumerate(results):
-        verdict = numerics.judge(got, plain, truth, spec.tolerance)
-        if not verdict.right:
-            return f"output {i}: {verdict.reason}"
-    return ""
-
-
-def pooled(spec: OpSpec, make: Callable[[int], Call], first: Results) -> Results:
-    """The results of the first draw and of further draws of the same call, end to end.
-
-    The bound is the plain expression's own error, and over a handful of elements that is luck.
-    Every draw counts, the first included: a wrong kernel stays wrong however many it is given.
-    """
-    draws = [first]
-    for draw in range(1, DRAWS):
-        built = make(draw)
-        found, flat = capture(spec.function, *built.args, **built.kwargs)
-        draws.append(beside_the_oracle(found, flat, numerics.results(found, found, flat)))
-    return [
-        tuple(torch.cat([part.flatten() for part in parts]) for parts in zip(*outputs, strict=True))
-        for outputs in zip(*draws, strict=True)
-    ]
 
 
 def work(seed: int, first: int, count: int) -> int:

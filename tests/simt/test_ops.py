@@ -53,32 +53,16 @@ def refused(spec: OpSpec, flat: tuple[Any, ...]) -> str | None:
 
 def wrong(spec: OpSpec, flat: tuple[Any, ...], result: simt.Result) -> list[str]:
     """What is not as it should be: findings, then outputs the oracle refuses."""
-    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
     texts = [str(finding) for finding in result.findings]
-    got = (*result.outputs, *result.mutated)
-    return texts + refused_outputs(spec, got, plain, truth)
+    why = numerics.refusal(spec, *beside_the_oracle(spec, flat, result))
+    return [*texts, why] if why else texts
 
 
-def refused_outputs(
-    spec: OpSpec, got: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor]
-) -> list[str]:
-    texts = []
-    for i, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
-        verdict = numerics.judge(g, p, t, spec.tolerance)
-        if not verdict.right:
-            texts.append(f"output {i}: {verdict.reason}")
-    return texts
-
-
-def wrong_over_draws(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> list[str]:
-    """The same of numerics.DRAWS draws of the call's values, judged end to end."""
-    calls = [flat_call(spec, sample, dtype, draw) for draw in range(numerics.DRAWS)]
-    results = [simt.call(spec, flat) for flat in calls]
-    texts = [str(finding) for result in results for finding in result.findings]
-    got = [(*result.outputs, *result.mutated) for result in results]
-    plain = [numerics.results(spec, spec.reference, flat) for flat in calls]
-    truth = [numerics.oracle(spec, flat) for flat in calls]
-    return texts + refused_outputs(spec, *map(numerics.end_to_end, (got, plain, truth)))
+def beside_the_oracle(
+    spec: OpSpec, flat: tuple[Any, ...], result: simt.Result
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
+    return (*result.outputs, *result.mutated), plain, truth
 
 
 def test_an_op_with_a_kernel_has_a_plan() -> None:
@@ -96,11 +80,16 @@ def test_against_the_float64_oracle(spec: OpSpec, sample: Sample, dtype: torch.d
         pytest.skip(reason)
     if spec.cost(*flat).flops > FLOPS_LIMIT:
         pytest.skip(f"more than {FLOPS_LIMIT:.0e} FLOPs, minutes under simt")
-    result = simt.call(spec, flat)
-    found = wrong(spec, flat, result)
-    if found and not result.findings:
-        found = wrong_over_draws(spec, sample, dtype)
-    assert not found, "\n".join(found)
+    results: list[simt.Result] = []
+
+    def drawn(draw: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        drawn_flat = flat_call(spec, sample, dtype, draw)
+        results.append(simt.call(spec, drawn_flat))
+        assert not results[-1].findings, "\n".join(map(str, results[-1].findings))
+        return beside_the_oracle(spec, drawn_flat, results[-1])
+
+    assert not (why := numerics.refusal_over_draws(spec, drawn)), why
+    result = results[0]
     for output, fake in zip(result.outputs, numerics.outputs(spec.fake(*flat)), strict=True):
         assert (output.shape, output.stride()) == (fake.shape, fake.stride())
 

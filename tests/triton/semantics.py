@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -226,25 +226,14 @@ def poisoned() -> Iterator[None]:
 
 def wrong(spec: OpSpec, flat: tuple[Any, ...], got: list[Tensor]) -> str:
     """What is wrong with a kernel's results by the rule of `numerics.judge`; empty if nothing."""
-    plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
-    return _refused(spec, got, plain, truth)
+    refused = numerics.refusal(spec, *beside_the_oracle(spec, flat, got))
+    return f"wrong: {spec.name}, {refused}" if refused else ""
 
 
-def wrong_over_draws(
-    spec: OpSpec, calls: Sequence[tuple[Any, ...]], results: Sequence[list[Tensor]]
-) -> str:
-    """The same of several draws of one call's values, judged end to end."""
-    plain = [numerics.results(spec, spec.reference, flat) for flat in calls]
-    truth = [numerics.oracle(spec, flat) for flat in calls]
-    return _refused(spec, *map(numerics.end_to_end, (results, plain, truth)))
-
-
-def _refused(spec: OpSpec, got: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> str:
-    for i, (mine, naive, exact) in enumerate(zip(got, plain, truth, strict=True)):
-        verdict = numerics.judge(mine, naive, exact, spec.tolerance)
-        if not verdict.right:
-            return f"wrong: {spec.name}, output {i}: {verdict.reason}"
-    return ""
+def beside_the_oracle(
+    spec: OpSpec, flat: tuple[Any, ...], got: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return got, numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
 
 
 def rounds_otherwise(spec: OpSpec, share: float, flat: tuple[Any, ...], got: list[Tensor]) -> str:

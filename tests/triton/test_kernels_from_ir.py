@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from semantics import executed, rounds_otherwise, wrong, wrong_over_draws
+from semantics import beside_the_oracle, executed, rounds_otherwise
+from torch import Tensor
 
 from flashvl_kernels import numerics, triton
 from flashvl_kernels.gpu import RTX_3090, Device
@@ -60,19 +61,18 @@ def test_against_the_float64_oracle(
         pytest.skip(f"not supported: {reason}")
     if (flops := spec.cost(*flat).flops) > MOST_FLOPS:
         pytest.skip(f"{flops:.2g} FLOPs are too many to be executed and checked for races")
-    with executed() as launched:
-        got = numerics.results(spec, kernels.run, flat)
-    # A zero-size call may still have an output to fill; a call with elements has work to do.
-    assert launched or sample.kind == "zero"
-    # Behind what is returned come the arguments written into, which keep their strides.
-    assert all(each.is_contiguous() for each in got[: len(spec.op._schema.returns)])
-    found = wrong(spec, flat, got)
-    if found:
-        calls = [flat_call(spec, sample, dtype, draw) for draw in range(numerics.DRAWS)]
-        with executed():
-            results = [numerics.results(spec, kernels.run, each) for each in calls]
-        found = wrong_over_draws(spec, calls, results)
-    assert not found, found
+
+    def drawn(draw: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        drawn_flat = flat_call(spec, sample, dtype, draw)
+        with executed() as launched:
+            got = numerics.results(spec, kernels.run, drawn_flat)
+        # A zero-size call may still have an output to fill; a call with elements has work to do.
+        assert launched or sample.kind == "zero"
+        # Behind what is returned come the arguments written into, which keep their strides.
+        assert all(each.is_contiguous() for each in got[: len(spec.op._schema.returns)])
+        return beside_the_oracle(spec, drawn_flat, got)
+
+    assert not (why := numerics.refusal_over_draws(spec, drawn)), why
 
 
 @pytest.mark.parametrize(("spec", "sample"), samples("far"))

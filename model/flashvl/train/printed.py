@@ -127,7 +127,7 @@ class Printed(NamedTuple):
 TRIES = 60  # of font and size, before a text counts as too long
 
 
-def printed(rng: np.random.Generator, text: str, height: int, width: int) -> Printed | None:
+def fitting(rng: np.random.Generator, text: str, height: int, width: int) -> Printed | None:
     """`text` in one of the fonts, sizes and turns that fit `height` x `width` px, at random; None
     if none was found."""
     for _ in range(TRIES):

@@ -79,9 +79,7 @@ def word_drafts(
     rng: np.random.Generator, size: tuple[int, int], held_out: bool, length: int
 ) -> Drafts:
     """A word of `length` letters that fits a tile in some font, anywhere on a sheet."""
-    text = None
-    while text is None:
-        text = printed.printed(rng, printed.word(rng, held_out, length), ROOM, ROOM)
+    text = _for_a_tile(rng, lambda: printed.word(rng, held_out, length))
     turn = (READ_WORD[int(rng.integers(len(READ_WORD)))], text.text, "word")
     return _text_drafts(rng, size, text, turn, "word")
 
@@ -90,11 +88,17 @@ def number_drafts(
     rng: np.random.Generator, size: tuple[int, int], held_out: bool, length: int
 ) -> Drafts:
     """A printed number of `length` digits, anywhere on a sheet."""
-    text = None
-    while text is None:
-        text = printed.printed(rng, printed.number(rng, held_out, length), ROOM, ROOM)
+    text = _for_a_tile(rng, lambda: printed.number(rng, held_out, length))
     turn = (READ_PRINTED[int(rng.integers(len(READ_PRINTED)))], text.text, "printed")
     return _text_drafts(rng, size, text, turn, "number")
+
+
+def _for_a_tile(rng: np.random.Generator, say: Callable[[], str]) -> Printed:
+    """The first of the texts that `say` gives that a tile has room for."""
+    while True:
+        text = printed.fitting(rng, say(), ROOM, ROOM)
+        if text is not None:
+            return text
 
 
 def _text_drafts(
@@ -173,7 +177,7 @@ def page_drafts(
             said = printed.number(rng, held_out, min(length, LONGEST_NUMBER))
         else:
             said = printed.word(rng, held_out, length)
-        text = printed.printed(rng, said, TILE, size[1] - 2 * MARGIN)
+        text = printed.fitting(rng, said, TILE, size[1] - 2 * MARGIN)
         if text is None:
             continue
         top += int(rng.integers(1, 5))
