@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -46,12 +47,18 @@ def unknown(part: str, name: str, known: set[str]) -> str:
 
 
 def check_types(part: Any, name: str) -> None:
-    hints = typing.get_type_hints(type(part))
+    kind: Any = type(part)
+    hints = _hints(kind)
     for f in dataclasses.fields(part):
         value = getattr(part, f.name)
         if not _fits(value, hints[f.name]):
             label = f"{name}.{f.name}" if name else f.name
             raise ConfigError(f"{label} is {value!r}; it needs {_words(hints[f.name])}")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _fits(value: Any, hint: Any) -> bool:

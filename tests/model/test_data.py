@@ -29,7 +29,7 @@ from flashvl.train.canvas import (
     box_coverage,
     targets_from,
 )
-from flashvl.train.dataset import canvas_of, example, make_batch, shares_of, stream
+from flashvl.train.dataset import ahead, canvas_of, example, make_batch, shares_of, stream
 
 ASSETS = Path(heldout.__file__).parents[1] / "assets"
 
@@ -444,3 +444,20 @@ def test_demo_pictures_are_what_the_script_draws(tmp_path: Path) -> None:
     for name, pixels, _ in demo_entries():
         with Image.open(tmp_path / name) as drawn:
             assert abs(np.asarray(drawn, int) - pixels).max() <= 2, name
+
+
+def test_items_made_ahead_come_in_order_and_with_their_errors() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            made.append(number)
+            yield number
+        raise RuntimeError("the fourth")
+
+    found = ahead(items())
+    assert [next(found), next(found), next(found)] == [0, 1, 2] == made
+    with pytest.raises(RuntimeError, match="the fourth"):
+        next(found)
+    assert list(ahead(range(4))) == [0, 1, 2, 3]
+    assert list(ahead(())) == []

@@ -25,16 +25,25 @@ from flashvl.train import (
     tiled_heldout,
     tiles,
 )
+from flashvl.train.dataset import to_tensors
 from flashvl.train.glyphs import read_out, symbol_of
 from flashvl.train.policies import config_for, policies
 from flashvl.train.step_speed import Timed, compare, report
 from flashvl.train.tile_targets import HALVES
-from flashvl.train.tiled_batches import Collator, Curriculum, TiledBatch, drawn_under, policy_of
+from flashvl.train.tiled_batches import (
+    Curriculum,
+    Speller,
+    TiledBatch,
+    drawn_under,
+    patched,
+    policy_of,
+)
 from flashvl.train.tiled_example import BIG, TiledExample
 
 TINY = FlashVLConfig.tiny()
 POLICIES = {policy.name: policy for policy in policies(TINY)}
 TOKENIZER = Tokenizer.from_pretrained(tiles.ASSETS / "tiny")
+SPELLER = Speller(TOKENIZER, TINY.decoder.vocab)
 STAGES = (
     tiles.Stage("look", 1, 1e-3, ("vision", "heads"), 2, (2, 8)),
     tiles.Stage("align", 2, 1e-3, ("adapter",), 2, (2, 2)),
@@ -96,6 +105,9 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     other = tiles.Trainer(tmp_path, seed=3, scale=0.5, workers=0, stages=STAGES, cases=[])
     with pytest.raises(ValueError, match=r"scale 1.0, not 0.5: pass --scale 1.0"):
         other.resume()
+    other = tiles.Trainer(tmp_path, seed=3, workers=0, stages=STAGES, cases=[], pictures=7)
+    with pytest.raises(ValueError, match=r"pictures 2, not 7: pass --pictures 2"):
+        other.resume()
     with pytest.raises(ValueError, match="start is 'none'"):
         tiles.Trainer(tmp_path, seed=3, start="none")
 
@@ -147,10 +159,8 @@ def test_pointers_stand_before_a_glyph_or_at_its_name(family: str, name: str) ->
     """Token by token: the symbol pointed at is the character that comes next, and lies there."""
     policy = POLICIES[name]
     made = [tiled.example(8, index, BIG, family) for index in range(4)]
-    arrays = drawn_under(made, policy)
-    tensors = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-               for key, value in arrays.items()}  # fmt: skip
-    batch = Collator(TINY, TOKENIZER)(tensors)
+    arrays = drawn_under(made, policy, SPELLER)
+    batch = patched(to_tensors(arrays), TINY)
     pictures, places, shares = batch.pointed
     assert len(pictures) == len(places) == len(shares) > 0
     assert batch.symbol.shape == (4 * batch.grid.tiles, 64, HALVES)
@@ -176,7 +186,7 @@ def test_pointers_stand_before_a_glyph_or_at_its_name(family: str, name: str) ->
 @pytest.mark.parametrize("kind", ("word", "line"))
 def test_words_are_spelled_and_read_the_same(kind: str) -> None:
     turns = (("What word is printed?", "Station", kind), ("Is it red?", "yes", "relation"))
-    ids, mask = Collator(TINY, TOKENIZER).encode(turns, 5)
+    ids, mask = SPELLER.encode(turns, 5)
     said = [token for token, is_answer in zip(ids, mask, strict=True) if is_answer]
     ends = [n for n, token in enumerate(said) if token == TOKENIZER.im_end]
     assert [TOKENIZER.decode([t]) for t in said[: ends[0]]] == list("Station")
@@ -188,9 +198,8 @@ def test_words_are_spelled_and_read_the_same(kind: str) -> None:
 def test_an_answer_is_not_looked_for_in_the_role_line() -> None:
     """The letters of "as" stand in "assistant" too."""
     turns = (("Read the word.", "as", "word"),)
-    collate = Collator(TINY, TOKENIZER)
-    ids, mask = collate.encode(turns, 3)
-    (first, second) = collate.places(ids, turns, read_out(0, "as"))
+    ids, mask = SPELLER.encode(turns, 3)
+    (first, second) = SPELLER.places(ids, turns, read_out(0, "as"))
     assert mask[first + 1] and mask[second + 1] and second == first + 1
     assert TOKENIZER.decode(ids[first + 1 : first + 3]) == "as"
 
@@ -200,8 +209,8 @@ def test_texts_grow_to_their_full_length_halfway() -> None:
     found = [curriculum.longest(100 + step) for step in range(60)]
     assert found[0] == 2 and found[30:] == [8] * 30 and found == sorted(found)
     for number, pages in itertools.product(range(4), (0.0, 1.0)):
-        _, family = tiled.batch_kind(5, number, pages)
-        for made in tiled.examples(5, 3, number, longest=3, pages=pages):
+        kind = _, family = tiled.batch_kind(5, number, pages)
+        for made in tiled.examples(5, 3, number, kind, longest=3):
             assert made.family == family
             assert family == "scene" or len(made.turn[1]) <= 3
     lengths = {len(tiled.example(6, n, BIG, "word", 4).turn[1]) for n in range(40)}
@@ -233,8 +242,12 @@ def test_minutes_scale_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tiles.Trainer, "learn", learn)
     monkeypatch.setattr(tiles.Trainer, "batches", lambda self, stage, first, n: iter(range(n)))
     steps = sum(stage.steps for stage in tiles.STAGES)
-    assert tiles.scale_for((steps + 1) / 60 / 4, 0, "tiny", 0) == 0.25
-    assert tiles.scale_for(1e9, 0, "tiny", 0) == 1.0
+
+    def make(out: Path, scale: float) -> tiles.Trainer:
+        return tiles.Trainer(out, 0, scale=scale)
+
+    assert tiles.scale_for((steps + 1) / 60 / 4, make) == 0.25
+    assert tiles.scale_for(1e9, make) == 1.0
 
 
 def test_questions_under_a_policy_of_another_family_are_refused(

@@ -222,13 +222,14 @@ class Watched:
         """Log of the head's attention from each place to all tokens before it, [M, N]."""
         config = self._decoder.config
         cos, sin = self._decoder.rope(self._qkv.device)
-        positions = torch.arange(count).repeat(batch)
+        counted = torch.arange(count, device=places.device)
+        positions = counted.repeat(batch)
         q, k, _ = fvk.rope_qkv(self._qkv, cos, sin, positions, config.heads, config.kv_heads)
         group = config.heads // config.kv_heads
         query = q.unflatten(0, (batch, count))[rows, places, HEAD]
         keys = k.unflatten(0, (batch, count))[rows, :, HEAD // group]
         scores = torch.einsum("md,mnd->mn", query, keys) * config.head_dim**-0.5
-        later = torch.arange(count) > places[:, None]
+        later = counted > places[:, None]
         return scores.masked_fill(later, float("-inf")).log_softmax(1)
 
 

@@ -75,8 +75,8 @@ class Trainer:
         """The next `count` batches of a stage; the stream numbers them from `first` on."""
         raise NotImplementedError
 
-    def losses(self, stage: Any, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, and what to write down of it."""
+    def losses(self, stage: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss of a batch, and what numbers to write down of it."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Trainer:
         path = self.out / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         for name, mine in self.identity().items():
             saved = state["identity"][name]
             if saved != mine:
@@ -135,7 +135,8 @@ class Trainer:
         self.step = state["step"]
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        self.average = state["average"]
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
@@ -161,9 +162,9 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        for name, value in self.kept.state_dict().items():
-            self.average[name].lerp_(value, 1 - AVERAGE)
-        return report
+        past, present = list(self.average.values()), list(self.kept.state_dict().values())
+        torch._foreach_lerp_(past, present, 1 - AVERAGE)
+        return {name: float(value) for name, value in report.items()}  # a GPU is waited for here
 
     def _run_stage(self, stage: Stage, until: float) -> None:
         saved = time.monotonic()

@@ -36,8 +36,8 @@ class DenseHeads(nn.Module):
         self.sizes = sizes
         self.map = nn.Linear(dim, pieces * sum(sizes))
 
-    def forward(self, features: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, float]:
-        """(loss, share of the covered pieces whose first target is right).
+    def forward(self, features: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(loss, share of the covered pieces whose first target is right, a number).
 
         features [B, P, dim]; each of targets int64, B * P * pieces of them, -100 where not to be
         known.
@@ -48,9 +48,10 @@ class DenseHeads(nn.Module):
             weight = classes.new_ones(classes.shape[-1])
             weight[0] = BACKGROUND_WEIGHT
             loss = loss + F.cross_entropy(classes, target.flatten(), weight)
-        covered = targets[0].flatten() > 0
-        right = logits[0].argmax(-1)[covered] == targets[0].flatten()[covered]
-        return loss, float(right.float().mean())
+        first = targets[0].flatten()
+        covered = first > 0
+        right = (logits[0].argmax(-1) == first) & covered
+        return loss, right.sum() / covered.sum()
 
 
 def canvas_features(model: FlashVL, batch: Batch) -> Tensor:
@@ -73,7 +74,8 @@ def spoken(model: FlashVL, canvas: Tensor, batch: Batch) -> Spoken:
 
 
 class Conversations(Protocol):
-    """What the next-token loss needs of a batch; see `batches.Batch`."""
+    """What the next-token loss needs of a batch; see `batches.Batch`. answers may stay on the host,
+    where they are counted, when ids are elsewhere."""
 
     @property
     def ids(self) -> Tensor: ...
@@ -93,13 +95,15 @@ def answered(model: FlashVL, rows: Tensor, batch: Conversations) -> Spoken:
     """
     embeds = model.embed(batch.ids, rows.flatten(0, 1))
     hidden = model.decoder.forward_train(embeds)
-    predicts = batch.answers[:, 1:]
-    logits = model.decoder.logits(hidden[:, :-1][predicts])
-    wanted = batch.ids[:, 1:][predicts]
+    predicts = batch.answers[:, 1:].cpu()
+    # Places and weights are found on the host: a mask would make it wait for a GPU to count.
+    before = F.pad(predicts, (0, 1)).flatten().nonzero().squeeze(1).to(hidden.device)
+    logits = model.decoder.logits(hidden.flatten(0, 1).index_select(0, before))
+    wanted = batch.ids.flatten().index_select(0, before + 1)
     each = F.cross_entropy(logits, wanted, reduction="none")
-    loss = (each * _turn_shares(predicts)[predicts]).sum()
+    loss = (each * _turn_shares(predicts)[predicts].to(each.device)).sum()
     hits = torch.zeros_like(predicts)
-    hits[predicts] = logits.detach().argmax(-1) == wanted
+    hits[predicts] = (logits.detach().argmax(-1) == wanted).cpu()
     return Spoken(loss, _turns_right(predicts, hits, batch.kinds))
 
 

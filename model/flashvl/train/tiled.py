@@ -8,7 +8,7 @@ an object lies under another grid, `TiledExample.seam` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from flashvl.train.seams import worst_seam
 from flashvl.train.tiled_example import PICTURE_SHARES, PICTURES, TiledExample, plain_grid
 from flashvl.train.tiled_families import FAMILIES, PAGE, drafts
 
-SHARES = (0.35, 0.3, 0.2, 0.15)  # of FAMILIES in training: letters take longest to learn
+SHARES = (0.35, 0.3, 0.2, 0.15)  # of FAMILIES, unless a stage says otherwise
 LEAST_SHARE = 0.1  # of an object's extent beyond the cut before it counts as on the seam
 TILED = 7  # second word of the random keys, so that they meet none of dataset.py's
 MOST_DRAFTS = 400
@@ -55,28 +55,32 @@ def example(
     return draw(rng, size, family, bool(rng.random() < 0.5), longest=longest)
 
 
-def batch_kind(seed: int, number: int, pages: float = 0.0) -> tuple[tuple[int, int], str]:
+def batch_kind(
+    seed: int, number: int, pages: float = 0.0, shares: Sequence[float] = SHARES
+) -> tuple[tuple[int, int], str]:
     """Picture size and family of batch `number`: one of each a batch, so that pictures stack and
-    conversations are of like length. pages: the share of batches that are pages of print."""
+    conversations are of like length. pages: the share of batches that are pages of print; shares:
+    of FAMILIES among the others."""
     size = np.random.default_rng((CANVAS, TILED, seed, number)).choice(3, p=PICTURE_SHARES)
     rng = np.random.default_rng((SUBJECT, TILED, seed, number))
-    family = FAMILIES[int(rng.choice(len(FAMILIES), p=SHARES))]
+    family = FAMILIES[int(rng.choice(len(FAMILIES), p=shares))]
     return PICTURES[int(size)], PAGE if rng.random() < pages else family
 
 
 def examples(
-    seed: int, batch: int, number: int, longest: int | None = None, pages: float = 0.0
-) -> list[TiledExample]:
-    """Batch `number`: examples number * batch .. (number + 1) * batch - 1, of one size."""
-    size, family = batch_kind(seed, number, pages)
+    seed: int, batch: int, number: int, kind: tuple[tuple[int, int], str],
+    longest: int | None = None,
+) -> list[TiledExample]:  # fmt: skip
+    """Batch `number`: examples number * batch .. (number + 1) * batch - 1, of one size and family
+    (see batch_kind)."""
     indices = range(number * batch, (number + 1) * batch)
-    return [example(seed, index, size, family, longest) for index in indices]
+    return [example(seed, index, *kind, longest) for index in indices]
 
 
 def make_batch(seed: int, batch: int, number: int) -> dict[str, Any]:
     """Batch `number` as NumPy arrays."""
     size, family = batch_kind(seed, number)
-    made = examples(seed, batch, number)
+    made = examples(seed, batch, number, (size, family))
     grid = plain_grid(size)
     return {
         "images": np.stack([e.image for e in made]),

@@ -1,18 +1,19 @@
 """From a numbered batch of pictures that need tiles to the tensors of a training step.
 
-`draw` runs in the workers: pictures, dense targets and pointers under the policy of that batch.
-A `Collator` runs beside the model: patch rows by the library's own op, and ids. The text of a
-printed word is spelled letter by letter there, whatever pieces the tokenizer has: then the k-th
-token to say is the k-th letter to look at. Text comes out the same, so nothing else needs to know.
+`draw` runs in the workers: pictures, dense targets, ids and pointers under the policy of that
+batch. `patched` runs beside the model: patch rows, by the library's own op. The text of a printed
+word is spelled letter by letter, whatever pieces the tokenizer has: then the k-th token to say is
+the k-th letter to look at. Text comes out the same, so nothing else needs to know.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from flashvl.train.dataset import in_order, to_tensors
 from flashvl.train.glyphs import Pointer
 from flashvl.train.policies import Policy, framed_size, grid_for, mix
 from flashvl.train.tile_targets import tile_targets, token_shares
-from flashvl.train.tiled import batch_kind, examples
+from flashvl.train.tiled import SHARES, batch_kind, examples
 from flashvl.train.tiled_example import TiledExample
 from flashvl_kernels.tiles import TileGrid
 
@@ -48,6 +49,8 @@ class TiledBatch:
     int64 [B*T, t*t, HALVES], what each half patch shows. kinds: of each question turn, per picture.
     pointed: picture and place [M] of the tokens that are about something, and where that stands,
     fp32 [M, tokens], each row 1 in sum.
+
+    `answers` stays on the host, where they are counted.
     """
 
     policy: Policy
@@ -61,18 +64,25 @@ class TiledBatch:
     kinds: list[list[str]]
     pointed: tuple[Tensor, Tensor, Tensor]
 
+    def to(self, device: torch.device) -> TiledBatch:
+        """What the model computes with, on another device."""
+        names = ("rows", "ids", "symbol", "order", "colour")
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
+        pictures, places, shares = (each.to(device) for each in self.pointed)
+        return replace(self, **moved, pointed=(pictures, places, shares))
+
 
 @dataclass(frozen=True)
 class Curriculum:
     """Longest text to read, in characters: from `start` at batch `first` up to `stop` halfway
-    through `steps` batches, and `stop` from there on. pages: the share of batches that are pages of
-    print."""
+    through `steps` batches, and `stop` from there on. pages, shares: see tiled.batch_kind."""
 
     first: int
     steps: int
     start: int
     stop: int
     pages: float = 0.0
+    shares: tuple[float, ...] = SHARES
 
     def longest(self, number: int) -> int:
         done = min(1.0, 2 * (number - self.first) / max(1, self.steps))
@@ -86,24 +96,30 @@ def policy_of(config: FlashVLConfig, seed: int, number: int, size: tuple[int, in
 
 
 def stream(
-    config: FlashVLConfig, seed: int, start: int, workers: int, batch: int, curriculum: Curriculum
-) -> Iterator[dict[str, Any]]:
+    config: FlashVLConfig, tokenizer: Path, seed: int, start: int, workers: int, batch: int,
+    curriculum: Curriculum,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Endless batches from number `start` on, the same for any number of workers; see `draw`."""
-    for arrays in in_order(partial(draw, config, seed, batch, curriculum), start, workers):
+    make = partial(draw, config, tokenizer, seed, batch, curriculum)
+    for arrays in in_order(make, start, workers):
         yield to_tensors(arrays)
 
 
 def draw(
-    config: FlashVLConfig, seed: int, batch: int, curriculum: Curriculum, number: int
-) -> dict[str, Any]:
-    """Batch `number` as NumPy arrays, pictures inside their policy's margin."""
-    size, _ = batch_kind(seed, number, curriculum.pages)
-    policy = policy_of(config, seed, number, size)
-    made = examples(seed, batch, number, curriculum.longest(number), curriculum.pages)
-    return drawn_under(made, policy)
+    config: FlashVLConfig, tokenizer: Path, seed: int, batch: int, curriculum: Curriculum,
+    number: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Batch `number` as NumPy arrays, pictures inside their policy's margin.
+
+    tokenizer: the checkpoint folder that has its files.
+    """
+    kind = batch_kind(seed, number, curriculum.pages, curriculum.shares)
+    policy = policy_of(config, seed, number, kind[0])
+    made = examples(seed, batch, number, kind, curriculum.longest(number))
+    return drawn_under(made, policy, speller(tokenizer, config.decoder.vocab))
 
 
-def drawn_under(made: Sequence[TiledExample], policy: Policy) -> dict[str, Any]:
+def drawn_under(made: Sequence[TiledExample], policy: Policy, speller: Speller) -> dict[str, Any]:
     """Examples of one size as the arrays of one batch under a policy."""
     size = made[0].size
     grid = grid_for(policy, size)
@@ -121,60 +137,77 @@ def drawn_under(made: Sequence[TiledExample], policy: Policy) -> dict[str, Any]:
         targets.append(found)
         pointers.append([example.pointers[index] for index in kept])
         shares += [about[index] / about[index].sum() for index in kept]
+    turns = [(example.turn, *example.more) for example in made]
     return {
         "policy": policy,
+        "grid": grid,
         "images": policy.framed(np.stack([example.image for example in made])),
-        "turns": [(example.turn, *example.more) for example in made],
+        "turns": turns,
         "pointers": pointers,
         "shares": np.stack(shares) if shares else np.zeros((0, policy.image.tokens(grid))),
         "symbol": np.concatenate([found.symbol for found in targets]),
         "order": np.concatenate([found.order for found in targets]),
         "colour": np.concatenate([found.colour for found in targets]),
+        **speller.batch(turns, pointers, policy.image.tokens(grid)),
     }
 
 
-class Collator:
-    """Makes a TiledBatch of what `stream` yields."""
+def patched(arrays: dict[str, Any], config: FlashVLConfig) -> TiledBatch:
+    """The batch of what `stream` yields."""
+    grid, image = arrays["grid"], arrays["policy"].image
+    rows = [
+        fvk.image_to_patches(picture, grid, image.mean, image.std, config.vision.patch)
+        for picture in arrays["images"]
+    ]
+    return TiledBatch(
+        policy=arrays["policy"],
+        grid=grid,
+        rows=torch.cat(rows),
+        ids=arrays["ids"],
+        answers=arrays["answers"],
+        symbol=arrays["symbol"],
+        order=arrays["order"],
+        colour=arrays["colour"],
+        kinds=[[kind for _, _, kind in turns] for turns in arrays["turns"]],
+        pointed=(arrays["pictures"], arrays["places"], arrays["shares"].float()),
+    )
 
-    def __init__(self, config: FlashVLConfig, tokenizer: Tokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        vocabulary = range(config.decoder.vocab)
-        self._pieces = [tokenizer.decode([i], skip_special=False) for i in vocabulary]
 
-    def __call__(self, arrays: dict[str, Any]) -> TiledBatch:
-        policy: Policy = arrays["policy"]
-        images: Tensor = arrays["images"]
-        image = policy.image
-        height, width = (side - 2 * policy.margin for side in images.shape[1:3])
-        grid = grid_for(policy, (height, width))
-        rows = [
-            fvk.image_to_patches(picture, grid, image.mean, image.std, self.config.vision.patch)
-            for picture in images
-        ]
-        encoded = [self.encode(turns, image.tokens(grid)) for turns in arrays["turns"]]
+@cache
+def speller(folder: Path, vocabulary: int) -> Speller:
+    """Read once a process."""
+    return Speller(Tokenizer.from_pretrained(folder), vocabulary)
+
+
+class Speller:
+    """Makes ids of conversations, and finds in them the tokens that are about a glyph."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self._pieces = [tokenizer.decode([i], skip_special=False) for i in range(vocabulary)]
+
+    def batch(
+        self, turns: Sequence[Sequence[Turn]], pointers: Sequence[Sequence[Pointer]], tokens: int
+    ) -> dict[str, np.ndarray]:
+        """ids, answers, pictures and places of a TiledBatch whose pictures have `tokens` each."""
+        encoded = [self.encode(own, tokens) for own in turns]
         longest = max(len(ids) for ids, _ in encoded)
-        ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
-        answers = torch.zeros(len(encoded), longest, dtype=torch.bool)
+        ids = np.zeros((len(encoded), longest), np.int64)
+        answers = np.zeros((len(encoded), longest), bool)
         pictures: list[int] = []
         places: list[int] = []
         for row, (own, mask) in enumerate(encoded):
-            ids[row, : len(own)] = torch.tensor(own)
-            answers[row, : len(mask)] = torch.tensor(mask)
-            found = self.places(own, arrays["turns"][row], arrays["pointers"][row])
+            ids[row, : len(own)] = own
+            answers[row, : len(mask)] = mask
+            found = self.places(own, turns[row], pointers[row])
             pictures += [row] * len(found)
             places += found
-        return TiledBatch(
-            policy=policy,
-            grid=grid,
-            rows=torch.cat(rows),
-            ids=ids,
-            answers=answers,
-            symbol=arrays["symbol"],
-            order=arrays["order"],
-            colour=arrays["colour"],
-            kinds=[[kind for _, _, kind in turns] for turns in arrays["turns"]],
-            pointed=(torch.tensor(pictures), torch.tensor(places), arrays["shares"].float()),
-        )
+        return {
+            "ids": ids,
+            "answers": answers,
+            "pictures": np.array(pictures, np.int64),
+            "places": np.array(places, np.int64),
+        }
 
     def encode(self, turns: Sequence[Turn], image_tokens: int) -> tuple[list[int], list[bool]]:
         """Ids of a conversation about one picture, and which are answers; words are spelled."""

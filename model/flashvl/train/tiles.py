@@ -35,8 +35,9 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,15 +48,18 @@ from torch import Tensor, nn
 from flashvl.adapter import Adapter
 from flashvl.config import FlashVLConfig
 from flashvl.model import FlashVL
+from flashvl.parameters import resolve_device
 from flashvl.tokenizer import Tokenizer
 from flashvl.train import curves, exam, loop, tiled_heldout
 from flashvl.train.canvas import COLOUR_CLASSES
+from flashvl.train.dataset import ahead
 from flashvl.train.glyphs import GLYPHS, ORDERS
 from flashvl.train.lookups import Watched, pointing
 from flashvl.train.losses import DenseHeads, accuracy, answered
 from flashvl.train.policies import Policy, config_for, policies
 from flashvl.train.tile_targets import HALVES
-from flashvl.train.tiled_batches import Collator, Curriculum, TiledBatch, stream
+from flashvl.train.tiled import SHARES
+from flashvl.train.tiled_batches import Curriculum, TiledBatch, patched, stream
 from flashvl.train.tiled_example import TiledExample
 from flashvl.train.tiled_families import FAMILIES
 from flashvl.train.tiny import ASSETS
@@ -66,26 +70,28 @@ DENSE = 0.5  # weight of the dense loss beside the next-token loss
 POINT = 0.3  # weight of the pointing loss beside it
 STARTS = ("tiny", "random")
 SHIPPED = {"pool": "overlap 2 linear", "shuffle": "pixel shuffle"}  # policy in each config.json
-PROGRESS_EVERY = 500  # steps
+PROGRESS_EVERY = 1000  # steps
 PROGRESS_CASES, PROGRESS_SEED = 50, 611  # of each family
 TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one that warms up
 
 
 @dataclass(frozen=True)
 class Stage(loop.Stage):
-    """`texts`: the longest text to read, in characters, at first and from halfway on. pages: the
-    share of batches that are pages of print."""
+    """`texts`: the longest text to read, in characters, at first and from halfway on. pages,
+    shares: see tiled.batch_kind."""
 
     texts: tuple[int, int] = (8, 8)
     pages: float = 0.0
+    shares: tuple[float, ...] = SHARES
 
 
 EVERYTHING = ("vision", "heads", "adapter", "decoder")
 STAGES = (
-    Stage("look", 5000, 1e-3, ("vision", "heads"), 24, (4, 8), pages=0.7),
-    Stage("align", 500, 1e-3, ("adapter",), 24, (2, 2)),
-    Stage("join", 8000, 1e-3, EVERYTHING, 24, (2, 8), pages=0.2),
-    Stage("mix", 8000, 1e-3, EVERYTHING, 24, pages=0.1),
+    Stage("look", 3200, 1e-3, ("vision", "heads"), 24, (4, 8), pages=0.7),
+    Stage("align", 320, 1e-3, ("adapter",), 24, (2, 2)),
+    Stage("join", 5120, 1e-3, EVERYTHING, 24, (2, 8), pages=0.2),
+    Stage("mix", 5120, 1e-3, EVERYTHING, 24, pages=0.1),
+    Stage("read", 2500, 1e-3, EVERYTHING, 24, pages=0.1, shares=(0.55, 0.13, 0.12, 0.2)),
 )
 
 
@@ -93,8 +99,9 @@ class Trainer(loop.Trainer):
     """The tiny model with two adapter inputs, and where its training stands.
 
     start: "tiny" takes encoder and decoder from the shipped checkpoint, "random" neither. scale:
-    times the steps of every stage. cases: held-out examples to watch; by default drawn. ops: the
-    backend that it runs under, so that a state goes on under the same.
+    times the steps of every stage. pictures: in a step, by default what the stages say. cases:
+    held-out examples to watch; by default drawn. device: where it computes; a state goes on
+    anywhere, bitwise as if it had not stopped where it was made.
     """
 
     stages: tuple[Stage, ...]
@@ -110,12 +117,14 @@ class Trainer(loop.Trainer):
         workers: int = 1,
         stages: tuple[Stage, ...] = STAGES,
         cases: list[TiledExample] | None = None,
-        ops: str = "auto",
+        pictures: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if start not in STARTS:
             raise ValueError(f"start is {start!r}; needs one of {', '.join(STARTS)}")
-        self.start, self.scale, self.workers, self.ops = start, scale, workers, ops
+        self.start, self.scale, self.workers = start, scale, workers
         self._cases = cases
+        self.device = resolve_device(device)
         self.config = FlashVLConfig.tiny()
         self.tokenizer = Tokenizer.from_pretrained(ASSETS / "tiny")
         self.model = FlashVL.random(self.config, seed, dtype=torch.float32, layout="rows")
@@ -127,13 +136,18 @@ class Trainer(loop.Trainer):
             self.model.decoder.load_state_dict(shipped.decoder.state_dict())
         self.adapters = self._two_inputs()
         self.heads = DenseHeads(self.config.vision.dim, (GLYPHS, ORDERS, COLOUR_CLASSES), HALVES)
-        self.collate = Collator(self.config, self.tokenizer)
         kept = {"vision": self.model.vision, "adapter": self.adapters,
                 "decoder": self.model.decoder}  # fmt: skip
         scaled = tuple(
-            dataclasses.replace(stage, steps=max(1, round(stage.steps * scale))) for stage in stages
+            dataclasses.replace(
+                stage, steps=max(1, round(stage.steps * scale)), batch=pictures or stage.batch
+            )
+            for stage in stages
         )
-        super().__init__(out, seed, scaled, {**kept, "heads": self.heads}, nn.ModuleDict(kept))
+        parts = {**kept, "heads": self.heads}
+        for part in parts.values():
+            part.to(self.device)
+        super().__init__(out, seed, scaled, parts, nn.ModuleDict(kept))
 
     def _two_inputs(self) -> nn.ModuleDict:
         """The model's adapter, and one that shares all but its norm and first map."""
@@ -143,35 +157,45 @@ class Trainer(loop.Trainer):
         return nn.ModuleDict({"pool": self.model.adapter, "shuffle": second})
 
     def identity(self) -> dict[str, Any]:
-        return {"seed": self.seed, "start": self.start, "scale": self.scale, "backend": self.ops}
+        pictures = self.stages[0].batch
+        return {"seed": self.seed, "start": self.start, "scale": self.scale, "pictures": pictures}
 
     def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
-        curriculum = Curriculum(first - self.step, stage.steps, *stage.texts, stage.pages)
-        source = stream(self.config, self.seed, first, self.workers, stage.batch, curriculum)
-        for _, arrays in zip(range(count), source, strict=False):
-            yield self.collate(arrays)
+        curriculum = Curriculum(
+            first - self.step, stage.steps, *stage.texts, stage.pages, stage.shares
+        )
+        source = stream(
+            self.config, ASSETS / "tiny", self.seed, first, self.workers, stage.batch, curriculum
+        )
 
-    def losses(self, stage: Stage, batch: TiledBatch) -> tuple[Tensor, dict[str, float]]:
-        report: dict[str, float] = {}
-        loss = torch.zeros(())
+        def made(arrays: dict[str, Any]) -> TiledBatch:
+            with backend("auto"):  # the host's work, whatever the model runs on
+                return patched(arrays, self.config).to(self.device)
+
+        found = map(made, islice(source, count))
+        yield from found if self.device.type == "cpu" else ahead(found)
+
+    def losses(self, stage: Stage, batch: TiledBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        report: dict[str, Tensor | float] = {}
+        loss = torch.zeros((), device=self.device)
         with torch.set_grad_enabled("vision" in stage.parts):
             features = self.model.vision(batch.rows)
         if "heads" in stage.parts:
             targets = (batch.symbol, batch.order, batch.colour)
             dense, report["symbol"] = self.heads(features, targets)
             loss = loss + dense * (DENSE if stage.speaks else 1.0)
-            report["dense"] = float(dense.detach())
+            report["dense"] = dense.detach()
         if stage.speaks:
             adapter = self.adapters[batch.policy.family]
             rows = image_rows(adapter, features, batch.policy, batch.grid)
             with Watched(self.model.decoder) as seen:
                 said = answered(self.model, rows, batch)
             loss = loss + said.loss
-            report["loss"] = float(said.loss.detach())
+            report["loss"] = said.loss.detach()
             if len(batch.pointed[0]):
                 pointed = pointing(seen, batch.ids, *batch.pointed)
                 loss = loss + pointed * POINT
-                report["point"] = float(pointed.detach())
+                report["point"] = pointed.detach()
             report.update(accuracy(said.right))
         return loss, report
 
@@ -204,7 +228,8 @@ class Trainer(loop.Trainer):
                     case for family in FAMILIES
                     for case in tiled_heldout.make_cases(family, PROGRESS_CASES, PROGRESS_SEED)
                 ]  # fmt: skip
-            hits = exam.right(self.checkpoint("pool"), _policy("pool"), self._cases)
+            model = self.checkpoint("pool").to(self.device)
+            hits = exam.right(model, _policy("pool"), self._cases)
             shares = {
                 family: good / total
                 for family, (good, total) in exam.by_family(self._cases, hits).items()
@@ -230,12 +255,12 @@ def _config(family: str) -> FlashVLConfig:
     return config_for(FlashVLConfig.tiny(), _policy(family))
 
 
-def scale_for(minutes: float, seed: int, start: str, workers: int) -> float:
+def scale_for(minutes: float, make: Callable[[Path, float], Trainer]) -> float:
     """How far the stages must be scaled to end after `minutes`, from the time of a few steps of
-    each; at most 1."""
+    each; at most 1. make: the trainer, from its folder and scale."""
     seconds = 0.0
     with TemporaryDirectory() as folder:
-        trial = Trainer(Path(folder), seed, start, workers=workers)
+        trial = make(Path(folder), 1.0)
         for number, stage in enumerate(trial.stages):
             trial.enter(number)
             trial.step = stage.steps // 2  # where texts are as long as they get
@@ -248,14 +273,14 @@ def scale_for(minutes: float, seed: int, start: str, workers: int) -> float:
     return min(1.0, math.floor(100 * minutes * 60 / seconds) / 100)
 
 
-def settled_scale(args: argparse.Namespace) -> float:
+def settled_scale(args: argparse.Namespace, make: Callable[[Path, float], Trainer]) -> float:
     """The scale of the run that the state belongs to, else what the options ask for."""
     state = args.out / "state.pt"
     if args.minutes is None:
         return float(args.scale)
     if state.exists():
-        return float(torch.load(state, weights_only=True)["identity"]["scale"])
-    scale = scale_for(args.minutes, args.seed, args.start, args.workers)
+        return float(torch.load(state, weights_only=True, map_location="cpu")["identity"]["scale"])
+    scale = scale_for(args.minutes, make)
     if scale <= 0:
         raise SystemExit(f"--minutes {args.minutes} is not enough for one step in a hundred")
     print(f"{args.minutes:g} minutes: {scale:.2f} of the {sum(s.steps for s in STAGES)} steps")
@@ -277,13 +302,21 @@ def main(argv: list[str] | None = None) -> int:
                         help="save and stop after that many, to go on another time")  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--backend", default="auto", help="of the ops; torch is plain PyTorch")
+    parser.add_argument("--pictures", type=int, default=24, help="in a step")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     args = parser.parse_args(argv)
-    torch.use_deterministic_algorithms(True)  # else gathers add up in the order threads finish
+    if args.device == "cpu":
+        torch.use_deterministic_algorithms(True)  # else gathers add up in the order threads finish
     begin = time.monotonic()
+
+    def make(out: Path, scale: float) -> Trainer:
+        return Trainer(
+            out, args.seed, args.start, scale, args.workers,
+            pictures=args.pictures, device=args.device,
+        )  # fmt: skip
+
     with backend(args.backend):
-        trainer = Trainer(
-            args.out, args.seed, args.start, settled_scale(args), args.workers, ops=args.backend
-        )
+        trainer = make(args.out, settled_scale(args, make))
         finished = trainer.run(args.stop_after * 60 - (time.monotonic() - begin))
     if not finished:
         print(f"stopped after {trainer.steps_done} steps; the same command goes on")

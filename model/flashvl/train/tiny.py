@@ -90,8 +90,8 @@ class Trainer(loop.Trainer):
         for _, arrays in zip(range(count), source, strict=False):
             yield collate(arrays, self.config, self.tokenizer, self.finder)
 
-    def losses(self, stage: Stage, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        report: dict[str, float] = {}
+    def losses(self, stage: Stage, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        report: dict[str, Tensor | float] = {}
         loss = torch.zeros(())
         with torch.set_grad_enabled("vision" in stage.parts):
             canvas = canvas_features(self.model, batch)
@@ -99,15 +99,15 @@ class Trainer(loop.Trainer):
             targets = (batch.symbol, batch.ordinal, batch.colour)
             dense, report["symbol"] = self.heads(canvas, targets)
             loss = loss + dense * (DENSE if stage.speaks else 1.0)
-            report["dense"] = float(dense.detach())
+            report["dense"] = dense.detach()
         if stage.speaks:
             with Watched(self.model.decoder) as seen:
                 said = spoken(self.model, canvas, batch)
             size = self.config.image.compression_for(batch.grid).out
             looked = self.lookup(seen, batch, size)
             loss = loss + said.loss + looked * LOOK
-            report["lookup"] = float(looked.detach())
-            report["loss"] = float(said.loss.detach())
+            report["lookup"] = looked.detach()
+            report["loss"] = said.loss.detach()
             report.update(accuracy(said.right))
         return loss, report
 
