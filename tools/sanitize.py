@@ -15,6 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import find_torch
@@ -39,8 +40,8 @@ OPTIONS = {
 }
 
 
-def build() -> None:
-    """Configure and compile; nothing is done again that is up to date."""
+def build(levels: Sequence[str]) -> None:
+    """Configure and compile what runs at these levels; nothing is done again that is up to date."""
     torch = find_torch.find_for_build()
     cmake, ninja = find_cmake(), find_tool("ninja")
     if torch is None or cmake is None:
@@ -49,6 +50,7 @@ def build() -> None:
     configure = [
         *(cmake, "-S", str(ROOT), "-B", str(BUILD), *generator, "-DCMAKE_BUILD_TYPE=Release"),
         *(f"-DCMAKE_CXX_FLAGS={FLAGS}", f"-DFLASHVL_TORCH_DIR={torch.folder}"),
+        f"-DFLASHVL_LEVELS={';'.join(levels)}",
     ]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run([cmake, "--build", str(BUILD), "--parallel", "2"], check=True)
@@ -79,12 +81,11 @@ def environment(level: str) -> dict[str, str]:
 
 
 def levels() -> list[str]:
-    """The levels this machine runs, as the instrumented library says."""
+    """The levels this machine runs, lowest first, as the library of this environment says."""
     code = "from flashvl_kernels import extension as e; print(*e.available_levels())"
-    inside = environment("scalar")
-    done = subprocess.run([sys.executable, "-c", code], env=inside, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     if done.returncode or "scalar" not in done.stdout:
-        raise SystemExit(f"sanitize: the library does not load: {done.stdout}{done.stderr}")
+        raise SystemExit(f"sanitize: no extension (make setup): {done.stdout}{done.stderr}")
     return done.stdout.split()
 
 
@@ -117,9 +118,13 @@ def main() -> int:
     parser.add_argument("-k", default="", help="only tests that match, as in pytest")
     parser.add_argument("--fuzz", type=int, default=300, help="fuzzed calls a level (300)")
     options = parser.parse_args()
-    build()
+    offered = levels()
+    chosen = options.level or offered
+    if unknown := set(chosen) - set(offered):
+        parser.error(f"--level {', '.join(unknown)}: this machine runs {', '.join(offered)}")
+    # A level's memory-bound kernels are those of the levels below.
+    build(offered[: 1 + max(map(offered.index, chosen))])
     expression = f"({TESTS}) and ({options.k})" if options.k else TESTS
-    chosen = options.level or levels()
     clean = [check(level, expression, options.fuzz) for level in chosen]
     print(
         f"sanitize: AddressSanitizer and UBSan, levels {', '.join(chosen)}; every sample of the "
