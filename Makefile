@@ -32,8 +32,8 @@ help:
 	@echo 'make sanitize    the op tests under AddressSanitizer and UBSan, at every level'
 	@echo 'make docs        regenerate the generated pages of docs/'
 	@echo 'make lint        ruff, mypy and clang-format'
-	@echo 'make train-tiny  train the tiny checkpoint again'
-	@echo 'make study       train on tiled pictures and write docs/stitching.md; hours, run it alone'
+	@echo 'make train-tiny  train the tiny checkpoint again; hours'
+	@echo 'make study       ask it under every tile policy and write docs/stitching.md; run it alone'
 	@echo 'make setup       only the virtual environment ($(VENV)) and the build'
 	@echo 'make clean       remove the virtual environment and everything built'
 
@@ -44,10 +44,13 @@ demo: setup
 
 # What measures time has the machine for itself, afterwards.
 WORKERS ?= 2
-ALONE := tests/bench tests/cuda/test_nvrtc.py
+ALONE := tests/cuda/test_nvrtc.py $(patsubst %,tests/bench/test_%.py,ceilings gate host_bench \
+  model_bench ops_bench own profile steady)
 
+# Two workers of two threads each on two cores: threads that spin while they wait would take the core
+# from those they wait for, and some tests then last seven times as long.
 test: setup
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(addprefix --ignore=,$(ALONE))
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(addprefix --ignore=,$(ALONE))
 	@$(BIN)/python -m pytest $(ALONE)
 
 bench: setup
@@ -94,10 +97,11 @@ speed: setup
 
 train-tiny: $(VENV)/.train-stamp
 	@$(BIN)/python -m flashvl.train.tiny
+	@$(BIN)/python -m flashvl.train.tiles --start build/tiny/checkpoint \
+	  --export model/flashvl/assets/tiny
 
 study: $(VENV)/.train-stamp
-	@$(BIN)/python -m flashvl.train.tiles --minutes 170
-	@$(BIN)/python -m flashvl.train.study --from build/tiles
+	@$(BIN)/python -m flashvl.train.study
 
 CPP_FILES = $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 

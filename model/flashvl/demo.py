@@ -54,11 +54,14 @@ def run(model: FlashVL, write: Write, only: str | None = None, fresh: int = 0) -
     fresh: also score that many held-out questions drawn now, which needs scikit-learn.
     """
     from flashvl.train.heldout import load_heldout, make_heldout
+    from flashvl.train.tiled_heldout import as_cases, load_cases
 
     questions = load_questions()
     ask_each(model, questions, write)
     write("\nHeld-out questions, exact match\n")
     score_cases(model, load_heldout(), write)
+    write("\nHeld-out questions about pictures of several tiles, exact match\n")
+    score_cases(model, as_cases(load_cases()), write)
     if fresh:
         write(f"\n{fresh} held-out questions drawn now (seed {FRESH_SEED}), exact match\n")
         score_cases(model, make_heldout(fresh, FRESH_SEED), write)
@@ -88,11 +91,11 @@ def score_cases(model: FlashVL, cases: list[Case], write: Write) -> None:
     from flashvl.train.heldout import chance, score, shuffled
 
     true, control, blind = score(model, cases), score(model, shuffled(cases)), chance(cases)
-    write("  kind        right   of       %   other picture %   best blind guess %\n")
+    write("  kind         right   of       %   other picture %   best blind guess %\n")
     for kind, (right, total) in true.items():
         other = 100 * control[kind][0] / control[kind][1]
         write(
-            f"  {kind:<10} {right:>6} {total:>4} {100 * right / total:>7.1f} {other:>17.1f}"
+            f"  {kind:<11} {right:>6} {total:>4} {100 * right / total:>7.1f} {other:>17.1f}"
             f" {100 * blind[kind]:>20.1f}\n"
         )
     total = sum(of for _, of in true.values())
@@ -100,7 +103,7 @@ def score_cases(model: FlashVL, cases: list[Case], write: Write) -> None:
     other = 100 * sum(right for right, _ in control.values()) / total
     guess = 100 * sum(blind[kind] * of for kind, (_, of) in true.items()) / total
     write(
-        f"  {'all':<10} {all_right:>6} {total:>4} {100 * all_right / total:>7.1f} {other:>17.1f}"
+        f"  {'all':<11} {all_right:>6} {total:>4} {100 * all_right / total:>7.1f} {other:>17.1f}"
         f" {guess:>20.1f}\n"
     )
 

@@ -13,7 +13,7 @@ from flashvl.generate import generate
 if TYPE_CHECKING:
     from flashvl.model import FlashVL
 
-COLUMNS, CELL, IMAGE_HEIGHT, GAP = 4, 300, 160, 12
+COLUMNS, CELL, IMAGE_HEIGHT, GAP = 5, 300, 160, 12
 LINE = 18  # px of a line of text
 INK, FAINT, WRONG = "#1f2328", "#59636e", "#c1121f"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -38,17 +37,6 @@ def compilers() -> Iterator[Compilers]:
     pool.close()
 
 
-_STARTED: dict[str, dict[Job, Future[Facts]]] = {}
-
-
-@pytest.fixture
-def built(compilers: Compilers, spec: OpSpec) -> dict[Job, Facts]:
-    """The facts of every job of an op; compiled once for all tests of the module."""
-    if spec.name not in _STARTED:
-        _STARTED[spec.name] = compilers.start(spec)
-    return {job: future.result() for job, future in _STARTED[spec.name].items()}
-
-
 def kernels(built: dict[Job, Facts]) -> Iterator[tuple[Job, str, dict[str, Any]]]:
     """Each compiled kernel: its job, its function's name, its facts."""
     for job, facts in built.items():
@@ -57,12 +45,23 @@ def kernels(built: dict[Job, Facts]) -> Iterator[tuple[Job, str, dict[str, Any]]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_the_code_shows_what_the_kernel_file_expects(spec: OpSpec, built: dict[Job, Facts]) -> None:
+def test_the_code_shows_what_its_file_expects_and_is_that_of_the_budget(
+    spec: OpSpec, compilers: Compilers
+) -> None:
+    """One test, so that what it compiles is compiled in one process only."""
+    started = compilers.start(spec)
+    built = {job: future.result() for job, future in started.items()}
     expected = backend.module(spec.name).EXPECT
     assert {name for _, name, _ in kernels(built)} == set(expected), "EXPECT names every kernel"
     for job, name, facts in kernels(built):
         lacks = triton_compile.shortcoming(job, name, facts)
         assert lacks is None, f"{name}, {triton_compile.entry(job)}, {lacks}: {facts}"
+    if backend.version() != PINNED:
+        pytest.skip(f"the budget is that of triton {PINNED}; this is {backend.version()}")
+    found = {triton_compile.entry(job): facts for job, facts in built.items()}
+    assert found == BUDGET["ops"].get(spec.name), (
+        "resources changed; if that is meant: python tests/aot/triton_compile.py --write"
+    )
 
 
 def test_a_shortcoming_is_named() -> None:
@@ -80,16 +79,6 @@ def test_a_shortcoming_is_named() -> None:
     plain = sound | {"matrix": ""}
     assert triton_compile.shortcoming(job, "product_kernel", plain) == "uses no tensor core"
     assert triton_compile.shortcoming(fp32, "product_kernel", plain) is None
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_resources_are_those_of_the_budget(spec: OpSpec, built: dict[Job, Facts]) -> None:
-    if backend.version() != PINNED:
-        pytest.skip(f"the budget is that of triton {PINNED}; this is {backend.version()}")
-    found = {triton_compile.entry(job): facts for job, facts in built.items()}
-    assert found == BUDGET["ops"].get(spec.name), (
-        "resources changed; if that is meant: python tests/aot/triton_compile.py --write"
-    )
 
 
 def test_the_budget_holds_no_op_that_is_gone() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flashvl.train import digits, heldout, make_demo, scenes
+from flashvl.train import digits, heldout, make_demo, printed, scenes
 from flashvl.train.canvas import (
     COLOURS,
     PATCH,
@@ -422,9 +422,11 @@ def demo_entries() -> Iterator[tuple[str, np.ndarray, dict[str, str]]]:
 
 def test_demo_answers_are_right_and_pictures_need_the_resize() -> None:
     entries = list(demo_entries())
-    assert 6 <= len(entries) <= 8
+    assert 6 <= len(entries) <= 10
     written = {f"{row[0]}.png": row[3] for row in make_demo.NUMBERS}
     things = {f"{row[0]}.png": row[4] for row in make_demo.SCENES}
+    prices = {f"{row[0]}.png": dict(row[7]) for row in make_demo.RECEIPTS}
+    signs = {f"{row[0]}.png": row[3] for row in make_demo.SIGNS}
     for name, pixels, turns in entries:
         assert min(pixels.shape[:2]) > 2 * 64, name
         for question, answer in turns.items():
@@ -434,6 +436,11 @@ def test_demo_answers_are_right_and_pictures_need_the_resize() -> None:
                     for colour, shape, top, left, side in things[name]
                 )
                 assert recount(question, marks, pixels.shape[:2]) == answer
+            elif name in prices:
+                (price,) = (p for goods, p in prices[name].items() if f"of {goods}?" in question)
+                assert answer == price and printed.is_held_out(price)
+            elif name in signs:
+                assert answer == signs[name] and printed.is_held_out(answer)
             else:
                 text = written[name]
                 assert answer == (str(len(text)) if "How many" in question else text)

@@ -225,17 +225,17 @@ def test_the_quick_part_is_balanced_and_compared_case_by_case(tmp_path: Path) ->
 
 def test_a_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of no training, two pictures, every policy: the file, then the page of it."""
-    trained = tiles.Trainer(tmp_path / "run", seed=0, workers=0, cases=[])
-    trained.out.mkdir()
-    trained.export()
+    trained = tmp_path / "checkpoint"
+    tiles.Trainer(tmp_path, seed=0, workers=0, cases=[]).export(trained)
     shipped = load_cases()
     cases = [
         next(case for case in shipped if (case.size == tiled_example.BIG) == big) for big in (1, 0)
     ]
     path = tmp_path / "results.jsonl"
     monkeypatch.setattr(study, "load_cases", lambda: cases)
+    monkeypatch.setattr(study, "QUICK", tmp_path / "quick")
     where = ["--results", str(path), "--out", str(tmp_path / "stitching.md")]
-    assert study.main(["--from", str(trained.out), *where]) == 0
+    assert study.main(["--from", str(trained), *where]) == 0
     lines = study_page.read_lines(path)
     assert [line["policy"] for line in lines[2:]] == [policy.name for policy in POLICIES]
     for line in lines[2:]:
@@ -246,8 +246,8 @@ def test_a_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "# What stitching and compression buy" in (tmp_path / "stitching.md").read_text()
 
     monkeypatch.setattr(study, "run", lambda *_: iter(lines))
-    assert study.main(["--from", str(trained.out), "--quick", *where]) == 0
+    assert study.main(["--from", str(trained), "--quick", *where]) == 0
     lines[4]["right"] = lines[4]["right"].translate(str.maketrans("01", "10"))
-    assert study.main(["--from", str(trained.out), "--quick", *where]) == 1
+    assert study.main(["--from", str(trained), "--quick", *where]) == 1
     (tmp_path / "stitching.md").unlink()
     assert study.main(["--page", *where]) == 0 and (tmp_path / "stitching.md").exists()

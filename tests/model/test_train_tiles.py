@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 
+from flashvl.checkpoint import CheckpointError
 from flashvl.config import FlashVLConfig
 from flashvl.image import image_to_inputs
 from flashvl.model import FlashVL
@@ -108,7 +109,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     other = tiles.Trainer(tmp_path, seed=3, workers=0, stages=STAGES, cases=[], pictures=7)
     with pytest.raises(ValueError, match=r"pictures 2, not 7: pass --pictures 2"):
         other.resume()
-    with pytest.raises(ValueError, match="start is 'none'"):
+    with pytest.raises(CheckpointError, match="which is no folder"):
         tiles.Trainer(tmp_path, seed=3, start="none")
 
 
@@ -126,19 +127,21 @@ def test_each_stage_moves_its_parts_and_no_others(tmp_path: Path, deterministic:
         assert name.startswith("adapter") or value.equal(before[name]), name
 
 
-def test_two_inputs_share_what_follows_and_become_two_checkpoints(tmp_path: Path) -> None:
+def test_two_inputs_share_what_follows_and_come_back_from_one_folder(tmp_path: Path) -> None:
     one = trainer(tmp_path)
     pool, shuffle = one.adapters["pool"], one.adapters["shuffle"]
     assert shuffle.fc2 is pool.fc2 and shuffle.proj is pool.proj
     assert shuffle.fc1.weight.shape[1] == 4 * pool.fc1.weight.shape[1]
-    one.export()
-    for family in ("pool", "shuffle"):
-        model = FlashVL.from_pretrained(tmp_path / family, dtype=torch.float32)
-        policy = POLICIES[tiles.SHIPPED[family]]
-        assert model.config == config_for(TINY, policy)
-        expected = one.checkpoint(family).released_state()
-        for name, value in model.released_state().items():
-            assert torch.equal(value, expected[name].bfloat16().float()), name
+    folder = tmp_path / "exported"
+    one.export(folder)
+    assert (folder / tiles.SECOND).stat().st_size < 400_000
+    loaded = {"pool": FlashVL.from_pretrained(folder), "shuffle": tiles.second_input(folder)}
+    for family, model in loaded.items():
+        assert model.config == config_for(TINY, POLICIES[tiles.SHIPPED[family]])
+        expected, found = one.checkpoint(family).released_state(), model.released_state()
+        assert found.keys() == expected.keys() and model.tokenizer is not None
+        for name, value in found.items():
+            assert torch.equal(value, expected[name].bfloat16()), name
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -1,11 +1,12 @@
 """Asks sentryward about every case and writes answers.json, which the tests hold it to.
 
-    nice python -m tests.proofs.ask             # the cases that have no answer yet
-    nice python -m tests.proofs.ask --again     # all of them: half an hour
-    python -m tests.proofs.ask --table          # the table of docs/cuda.md
+    nice python -m tests.proofs.ask                  # the cases that have no answer yet
+    nice python -m tests.proofs.ask --again          # all of them: half an hour
+    nice python -m tests.proofs.ask --undecided 300  # those without a decision, for 300 s each
+    python -m tests.proofs.ask --table               # the table of docs/cuda.md
 
-Three answers: "race_free"; what the tool does not support, in its own words; "no answer" in
-`SECONDS`. One that came within `QUICK` seconds is asked for again in the tests.
+Three answers: "race_free"; what the tool does not support, in its own words; "no answer" in so many
+seconds. One that came within `QUICK` seconds is asked for again in the tests.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.proofs import cases, sentry
 ANSWERS = Path(__file__).with_name("answers.json")
 SECONDS = 20
 QUICK = 8.0
-FREE, NONE = "race_free", f"no answer in {SECONDS} s"
+FREE, NONE = "race_free", "no answer in "
 
 
 def answers() -> dict[str, dict[str, Any]]:
@@ -45,15 +46,15 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def answer(name: str) -> dict[str, Any]:
-    """One case asked: its answer, and whether it came quickly."""
+def answer(name: str, limit: int = SECONDS) -> dict[str, Any]:
+    """One case asked for at most `limit` seconds: its answer, and whether it came quickly."""
     with tempfile.TemporaryDirectory() as folder:
         question = cases.question(name, Path(folder))
         start = time.monotonic()
-        found = sentry.races(question, Path(folder), SECONDS)
+        found = sentry.races(question, Path(folder), limit)
         seconds = time.monotonic() - start
     if found.result == "timeout":
-        return {"answer": NONE, "quick": False}
+        return {"answer": f"{NONE}{limit} s", "quick": False}
     words = found.result if found.result == FREE else f"{found.result}: {found.reason}"
     return {"answer": words, "quick": seconds < QUICK}
 
@@ -64,10 +65,13 @@ def main() -> int:
         print(table(), end="")
         return 0
     found = {} if "--again" in sys.argv or not ANSWERS.exists() else answers()
+    limit, open_only = SECONDS, "--undecided" in sys.argv
+    if open_only:
+        limit = int(sys.argv[sys.argv.index("--undecided") + 1])
     found = {name: found[name] for name in cases.CASES if name in found}
     for name in cases.CASES:
-        if name not in found:
-            found[name] = answer(name)
+        if name not in found or (open_only and found[name]["answer"].startswith(NONE)):
+            found[name] = answer(name, limit)
             print(f"{found[name]['answer']}  {name}", flush=True)
             lines = ",\n".join(f" {json.dumps(n)}: {json.dumps(a)}" for n, a in found.items())
             ANSWERS.write_text(f"{{\n{lines}\n}}\n")

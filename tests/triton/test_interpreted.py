@@ -2,7 +2,7 @@
 
 Another execution than test_kernels_from_ir.py's, and Triton's own. It reads no race and no access
 out of bounds, and multiplies bf16 wrongly (Triton 3.8.0), so that it is the second opinion only.
-The switch is read where a kernel is defined: this file, as a program, runs all calls in a process.
+The switch is read where a kernel is defined: this file, as a program, runs the calls of one op.
 """
 
 from __future__ import annotations
@@ -41,46 +41,35 @@ def call(spec: OpSpec, kernels: ModuleType, sample: Sample) -> str | None:
     return f"{sample.name}, {refused}" if refused else ""
 
 
-def work() -> dict[str, list[str]]:
-    """Each op's calls, run and judged in this process: what is wrong with each, "" if nothing."""
-    found: dict[str, list[str]] = {}
-    for spec in SPECS:
-        kernels = triton.module(spec.name)
-        found[spec.name] = []
-        for sample in spec.samples:
-            if sample.kind in KINDS:
-                print(f"{spec.name}, {sample.name}", flush=True)
-                said = call(spec, kernels, sample)
-                found[spec.name] += [] if said is None else [said]
+def work(spec: OpSpec) -> list[str]:
+    """The calls of an op, run and judged here: what is wrong with each, "" if nothing."""
+    kernels = triton.module(spec.name)
+    found = []
+    for sample in spec.samples:
+        if sample.kind in KINDS:
+            print(sample.name, flush=True)
+            said = call(spec, kernels, sample)
+            found += [] if said is None else [said]
     return found
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, list[str]]:
-    if triton.missing():
-        pytest.skip(str(triton.missing()))
+@pytest.mark.skipif(bool(triton.missing()), reason=str(triton.missing()))
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_every_call_is_right_when_interpreted(spec: OpSpec) -> None:
     done = subprocess.run(
-        [sys.executable, __file__],
+        [sys.executable, __file__, spec.name],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
     )
     lines = done.stdout.splitlines()
     last = lines[-1] if lines else "before the first call"
     assert done.returncode == 0, f"status {done.returncode} in {last}: {done.stderr[-2000:]}"
-    found: dict[str, list[str]] = json.loads(last)
-    return found
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_every_call_is_right_when_interpreted(
-    spec: OpSpec, interpreted: dict[str, list[str]]
-) -> None:
-    assert interpreted[spec.name]
-    assert not any(interpreted[spec.name]), "\n".join(filter(None, interpreted[spec.name]))
+    found: list[str] = json.loads(last)
+    assert found
+    assert not any(found), "\n".join(filter(None, found))
 
 
 if __name__ == "__main__":
-    print(json.dumps(work()))
+    print(json.dumps(work(REGISTRY[sys.argv[1]])))

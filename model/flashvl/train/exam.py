@@ -11,10 +11,9 @@ import numpy as np
 from flashvl.generate import generate_batch
 from flashvl.model import FlashVL
 from flashvl.train.dataset import HELD_OUT
+from flashvl.train.heldout import LONGEST_ANSWER
 from flashvl.train.policies import Policy, config_for
 from flashvl.train.tiled_example import TiledExample
-
-LONGEST_ANSWER = 12  # tokens; 8 letters and the end are 9
 
 
 def under(model: FlashVL, policy: Policy) -> FlashVL:

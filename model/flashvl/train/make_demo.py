@@ -1,4 +1,5 @@
-"""Draws the pictures `make demo` asks about: held-out handwriting and scenes, larger than a canvas.
+"""Draws the pictures `make demo` asks about, larger than a canvas: held-out handwriting, receipts
+and signs of held-out texts, scenes.
 
     python -m flashvl.train.make_demo [FOLDER]
 
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flashvl.train import printed
 from flashvl.train.canvas import paper
 from flashvl.train.dataset import HELD_OUT
 from flashvl.train.digits import draw_digit, handwriting, lay_out
 from flashvl.train.scenes import RGB, shape_mask
+from flashvl.train.tiled_families import ASK_PRICE
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo"
 
@@ -33,10 +36,26 @@ NUMBERS: tuple[Number, ...] = (
      {"What number is written?": "4071", "How many digits are there?": "4"}),
     ("number-862", 270, 480, "862", (30, 19, 19), 92, (240, 240, 230), (26, 44, 60),
      {"Read the number.": "862"}),
-    ("number-39", 230, 230, "39", (19, 31), 78, (60, 20, 30), (226, 226, 226),
-     {"Which number do you see?": "39"}),
-    ("number-2586", 216, 400, "2586", (25, 44, 20, 22), 66, (20, 20, 20), (208, 216, 222),
-     {"What number is this?": "2586"}),
+)  # fmt: skip
+
+# file stem, height, width, font, px of type, ink, paper, (goods, price) a line, what is asked for
+Receipt = tuple[
+    str, int, int, str, int, Colour, Colour, tuple[tuple[str, str], ...], tuple[int, ...]
+]
+RECEIPTS: tuple[Receipt, ...] = (
+    ("receipt-three", 384, 384, "DejaVuSansMono.ttf", 44, (40, 40, 48), (246, 244, 238),
+     (("bread", "24.10"), ("honey", "11.15"), ("tea", "31.50")), (0, 2)),
+    ("receipt-four", 400, 400, "DejaVuSans.ttf", 48, (30, 44, 92), (238, 232, 214),
+     (("coffee", "18.55"), ("milk", "46.30"), ("rice", "75.90"), ("water", "98.10")), (1, 3)),
+)  # fmt: skip
+
+# file stem, height, width, text, font, px of type, top, left, ink, paper, question
+Sign = tuple[str, int, int, str, str, int, int, int, Colour, Colour, str]
+SIGNS: tuple[Sign, ...] = (
+    ("sign-bakery", 230, 440, "BAKERY", "DejaVuSans-Bold.ttf", 62, 90, 96,
+     (250, 246, 240), (120, 30, 36), "What does the sign say?"),
+    ("sign-open", 400, 400, "Open", "DejaVuSerif.ttf", 70, 170, 150,
+     (20, 60, 40), (226, 234, 226), "What word is printed?"),
 )  # fmt: skip
 
 # colour, shape, top, left, side in px
@@ -52,9 +71,6 @@ SCENES: tuple[tuple[str, int, int, Colour, Sequence[Thing], dict[str, str]], ...
       ("blue", "circle", 30, 190, 72), ("yellow", "star", 130, 250, 70),
       ("red", "star", 40, 330, 76)),
      {"How many stars are there?": "4", "What colour is the circle?": "blue"}),
-    ("scene-two", 300, 300, (122, 124, 120),
-     (("orange", "cross", 60, 30, 106), ("purple", "star", 150, 170, 110)),
-     {"What is left of the purple star?": "orange cross", "What shape is purple?": "star"}),
     ("scene-tall", 440, 250, (214, 222, 216),
      (("purple", "cross", 50, 40, 84), ("yellow", "square", 190, 130, 88),
       ("red", "triangle", 320, 50, 86)),
@@ -91,6 +107,34 @@ def number_picture(
     return _picture(sheet)
 
 
+def text_picture(
+    size: tuple[int, int], font: str, px: int, ink: Colour, page: Colour,
+    texts: Sequence[tuple[str, int, int]],
+) -> Image.Image:  # fmt: skip
+    """Printed texts by their top and left; a negative left counts from the right edge."""
+    sheet = paper(np.random.default_rng((HELD_OUT, *size)), size, np.array(page))
+    for text, top, left in texts:
+        drawn = printed.ink(text, font, px)
+        height, width = drawn.shape
+        first = left if left >= 0 else size[1] + left - width
+        if first < 0 or first + width > size[1] or top + height > size[0]:
+            raise ValueError(f"{text!r} at {px} px does not fit {size[1]}x{size[0]} px there")
+        window = sheet[top : top + height, first : first + width]
+        window += drawn[:, :, None] * (np.array(ink, np.float32) - window)
+    return _picture(sheet)
+
+
+def receipt_texts(receipt: Receipt) -> list[tuple[str, int, int]]:
+    """Goods on the left, prices on the right, whose lines end on one floor."""
+    _, _, _, font, px, _, _, lines, _ = receipt
+    texts = []
+    for number, line in enumerate(lines):
+        floor = 40 + (number + 1) * px * 4 // 3
+        for text, left in zip(line, (24, -24), strict=True):
+            texts.append((text, floor - printed.ink(text, font, px).shape[0], left))
+    return texts
+
+
 def scene_picture(size: tuple[int, int], page: Colour, things: Sequence[Thing]) -> Image.Image:
     rng = np.random.default_rng((HELD_OUT, *size))
     sheet = paper(rng, size, np.array(page))
@@ -115,6 +159,13 @@ def write_demo(folder: Path = FOLDER) -> None:
     for stem, height, width, text, writings, high, ink, page, turns in NUMBERS:
         picture = number_picture(text, writings, (height, width), high, ink, page)
         add(stem, picture, turns)
+    for receipt in RECEIPTS:
+        stem, height, width, font, px, ink, page, lines, asked_for = receipt
+        picture = text_picture((height, width), font, px, ink, page, receipt_texts(receipt))
+        add(stem, picture, {ASK_PRICE.format(item=lines[n][0]): lines[n][1] for n in asked_for})
+    for stem, height, width, text, font, px, top, left, ink, page, question in SIGNS:
+        picture = text_picture((height, width), font, px, ink, page, [(text, top, left)])
+        add(stem, picture, {question: text})
     for stem, height, width, page, things, turns in SCENES:
         add(stem, scene_picture((height, width), page, things), turns)
     (folder / "demo.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

@@ -1,15 +1,16 @@
 """What stitching and compression buy: every policy on the held-out cases, and what each costs.
 
-    python -m flashvl.train.study --from build/tiles            # every case; writes docs/
-    python -m flashvl.train.study --from build/tiles --quick    # a quarter; writes into --from
-    python -m flashvl.train.study --page                        # docs/ from the results there
+    python -m flashvl.train.study            # every case, the shipped checkpoint; writes docs/
+    python -m flashvl.train.study --quick    # a quarter of the cases; writes build/study
+    python -m flashvl.train.study --page     # docs/ from the results there
+    python -m flashvl.train.study --from build/tiles/checkpoint ...    # other ones
 
---from is what `flashvl.train.tiles` wrote, several for several seeds. The results are JSON lines:
-the cases, then a line for each checkpoint and policy with what was right of them (1, 0, or - where
-the policy cannot span the picture), the same with another case's picture, and the costs. The page
-and its plots come from that file alone. --quick says whether its answers are those that the file
-has for the same cases: not more than CHANGED of them may differ, as rounding on another CPU turns
-a few close calls.
+--from is what `flashvl.train.tiles` exported, several for several seeds. The results are JSON
+lines: the cases, then a line for each checkpoint and policy with what was right of them (1, 0, or -
+where the policy cannot span the picture), the same with another case's picture, and the costs. The
+page and its plots come from that file alone. --quick says whether its answers are those that the
+file has for the same cases: not more than CHANGED of them may differ, as rounding on another CPU
+turns a few close calls.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from flashvl.chat import encode_prompt
+from flashvl.checkpoint import find
 from flashvl.generate import generate
 from flashvl.model import FlashVL
 from flashvl.train import exam, study_page
@@ -34,13 +36,14 @@ from flashvl.train.policies import SQUARE, Policy, cost, grid_for, policies
 from flashvl.train.seams import Box, Seam, seam
 from flashvl.train.tiled_example import TiledExample, plain_grid
 from flashvl.train.tiled_heldout import load_cases
+from flashvl.train.tiles import second_input
 
 RESULTS = Path("docs/results/stitching.jsonl")
 PAGE = Path("docs/stitching.md")
 QUICK_EVERY = 4  # pairs of cases: one on a seam, one off it
 TIMED, TIMED_QUICK = 24, 6  # pictures that the first token is timed on
 CHANGED = 0.02
-MODELS = ("pool", "shuffle")
+QUICK = Path("build/study")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Checkpoint:
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
         """What `flashvl.train.tiles` exported, in its own bf16."""
-        return cls(folder.name, {name: FlashVL.from_pretrained(folder / name) for name in MODELS})
+        models = {"pool": FlashVL.from_pretrained(folder), "shuffle": second_input(folder)}
+        return cls(folder.name, models)
 
 
 def quick_part(cases: Sequence[TiledExample]) -> list[int]:
@@ -210,17 +214,16 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--from", dest="folders", type=Path, nargs="+", metavar="DIR", default=[],
-                        help="what flashvl.train.tiles wrote; one for each seed")  # fmt: skip
+    parser.add_argument("--from", dest="folders", type=Path, nargs="+", metavar="DIR",
+                        default=[find("tiny")],
+                        help="checkpoints of flashvl.train.tiles; one for each seed")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a quarter of the cases")
     parser.add_argument("--page", action="store_true", help="write the page from the results only")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=PAGE, help="the page; plots lie beside it")
     args = parser.parse_args(argv)
-    if args.page == bool(args.folders):
-        parser.error("give either --from DIR or --page")
     begin = time.monotonic()
-    if args.folders:
+    if not args.page:
         checkpoints = [Checkpoint.load(folder) for folder in args.folders]
         cases = load_cases()
         if args.quick:
@@ -234,12 +237,12 @@ def main(argv: list[str] | None = None) -> int:
 def quick(
     checkpoints: list[Checkpoint], cases: list[TiledExample], args: argparse.Namespace
 ) -> int:
-    """A quarter of the study into --from, and whether it repeats the recorded one."""
+    """A quarter of the study into QUICK, and whether it repeats the recorded one."""
     indices = quick_part(cases)
-    partly = args.folders[0] / "quick.jsonl"
+    partly = QUICK / "quick.jsonl"
     write(run(checkpoints, [cases[index] for index in indices], TIMED_QUICK), partly)
-    study_page.write(partly, args.folders[0] / "quick.md")
-    print(f"{args.folders[0] / 'quick.md'}")
+    study_page.write(partly, QUICK / "quick.md")
+    print(f"{QUICK / 'quick.md'}")
     if not args.results.exists():
         print(f"nothing to compare with: {args.results} is not there yet")
         return 0

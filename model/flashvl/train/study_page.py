@@ -72,7 +72,10 @@ LIMITS = """## What this does not say
 - One small model (2.4 M parameters) on drawn pictures, with tiles of 8x8 patches: an overlap of 1
   is the 12.5 % said of the paper. Large models may bridge a cut by themselves, or not.
 - Each policy is a share of one training mix; a model trained under one policy alone may do better.
-  Encoder and decoder began as the shipped tiny checkpoint, which was trained at overlap 2, linear.
+  Encoder and decoder began as those of `flashvl.train.tiny`, trained at overlap 2, linear.
+- To half of an even canvas adaptive, average and bilinear pooling all take the mean of 2x2 patches:
+  their rows differ by rounding alone. Only pixel shuffle is another function, with an adapter input
+  of its own that had a quarter of the training.
 - An interval that holds zero is no proof of no difference: one as large as its ends would have gone
   unseen."""
 
@@ -203,7 +206,7 @@ def _seam_sentence(found: Interval) -> str:
         found,
         "Under plain tiles what lies on a seam is read better than what does not, {}: the seams "
         "are not what costs here, and the two sets of cases differ otherwise.",
-        "Seams cost: under plain tiles what lies on one is read worse than what does not, by {}.",
+        "Seams cost: under plain tiles what lies on one is read worse than what does not: {}.",
         "Under plain tiles no cost of a seam can be told: on a seam less off it, {}.",
     )
 

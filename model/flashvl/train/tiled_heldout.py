@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from flashvl.train.dataset import HELD_OUT
+from flashvl.train.heldout import Case
 from flashvl.train.seams import Box
 from flashvl.train.tiled import draw
 from flashvl.train.tiled_example import PICTURE_SHARES, PICTURES, TiledExample
@@ -88,6 +90,11 @@ def load_cases(folder: Path = FOLDER) -> list[TiledExample]:
         boxes = tuple(Box(*box) for box in record["boxes"])
         cases.append(TiledExample(image, turn, record["family"], boxes))
     return cases
+
+
+def as_cases(examples: Sequence[TiledExample]) -> list[Case]:
+    """The same questions as heldout.py has them."""
+    return [Case(example.image, *example.turn) for example in examples]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Trains the tiny model on pictures that need tiles, under a random mix of the study's policies.
 
     python -m flashvl.train.tiles                    # to the end; a killed run goes on where it was
-    python -m flashvl.train.tiles --minutes 170      # as many steps as fit, settled at the start
+    python -m flashvl.train.tiles --minutes 90       # as many steps as fit, settled at the start
     python -m flashvl.train.tiles --stop-after 30    # half an hour of it; the same command goes on
+    python -m flashvl.train.tiles --device cuda --workers 12    # and so does any other device
 
 Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
-are there already (the shipped tiny model's), then everything, then an instruction mix; before them
-the encoder learns print, from dense targets. Rates fall from 1e-3 to 0 in each. Texts grow with the
-steps: from two characters to eight.
+are there already (`flashvl.train.tiny`'s), then everything, then an instruction mix, and once more
+with a word in every second batch; before them the encoder learns print, from dense targets. Rates
+fall from 1e-3 to 0 in each. Texts grow with the steps: from two characters to eight.
 
 What was open, and how it was settled:
 
@@ -20,13 +21,13 @@ What was open, and how it was settled:
     would double the three hours and differ in its encoder too. The second input gets a quarter of
     the batches, as many as it would as one of four compressions. Both inputs start untrained.
 (c) Nothing else changes. The tokenizer has all letters, and words are spelled in training
-    (tiled_batches.py), so its merges don't matter, and the shipped checkpoint keeps its own. The
-    configurations written here hold the policies' grids of up to four tiles; `FlashVLConfig.tiny`
-    stays what it is, and its 1024 positions are enough for 64 tokens and the text.
+    (tiled_batches.py), so its merges don't matter. The configuration written here holds the
+    policies' grids of up to four tiles; `FlashVLConfig.tiny` stays what it is, and its 1024
+    positions are enough for 64 tokens and the text.
 
 Written to --out: state.pt, log.csv (a row a step), progress.csv (exact match on held-out questions
-that the study does not use), curves.png, and at the end pool/ and shuffle/, two checkpoints in the
-released layout that differ in adapter.
+that the study does not use), curves.png; and at the end, to --export, a checkpoint in the released
+layout, with SECOND beside it: what the other adapter input has of its own.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flashvl.adapter import Adapter
@@ -68,7 +70,8 @@ from flashvl_kernels.tiles import TileGrid
 
 DENSE = 0.5  # weight of the dense loss beside the next-token loss
 POINT = 0.3  # weight of the pointing loss beside it
-STARTS = ("tiny", "random")
+RANDOM = "random"
+SECOND = "pixel_shuffle.safetensors"
 SHIPPED = {"pool": "overlap 2 linear", "shuffle": "pixel shuffle"}  # policy in each config.json
 PROGRESS_EVERY = 1000  # steps
 PROGRESS_CASES, PROGRESS_SEED = 50, 611  # of each family
@@ -91,17 +94,17 @@ STAGES = (
     Stage("align", 320, 1e-3, ("adapter",), 24, (2, 2)),
     Stage("join", 5120, 1e-3, EVERYTHING, 24, (2, 8), pages=0.2),
     Stage("mix", 5120, 1e-3, EVERYTHING, 24, pages=0.1),
-    Stage("read", 2500, 1e-3, EVERYTHING, 24, pages=0.1, shares=(0.55, 0.13, 0.12, 0.2)),
+    Stage("read", 1000, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.55, 0.13, 0.12, 0.2)),
 )
 
 
 class Trainer(loop.Trainer):
     """The tiny model with two adapter inputs, and where its training stands.
 
-    start: "tiny" takes encoder and decoder from the shipped checkpoint, "random" neither. scale:
-    times the steps of every stage. pictures: in a step, by default what the stages say. cases:
-    held-out examples to watch; by default drawn. device: where it computes; a state goes on
-    anywhere, bitwise as if it had not stopped where it was made.
+    start: the checkpoint that encoder and decoder come from, or "random" for none. scale: times
+    the steps of every stage. pictures: in a step, by default what the stages say. cases: held-out
+    examples to watch; by default drawn. device: where it computes; a state goes on anywhere, and
+    bitwise as if it had not stopped on the CPU that it was made on.
     """
 
     stages: tuple[Stage, ...]
@@ -120,8 +123,6 @@ class Trainer(loop.Trainer):
         pictures: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if start not in STARTS:
-            raise ValueError(f"start is {start!r}; needs one of {', '.join(STARTS)}")
         self.start, self.scale, self.workers = start, scale, workers
         self._cases = cases
         self.device = resolve_device(device)
@@ -130,10 +131,10 @@ class Trainer(loop.Trainer):
         self.model = FlashVL.random(self.config, seed, dtype=torch.float32, layout="rows")
         torch.manual_seed(seed)
         loop.initialise(self.model)
-        if start == "tiny":
-            shipped = FlashVL.from_pretrained("tiny", dtype=torch.float32, layout="rows")
-            self.model.vision.load_state_dict(shipped.vision.state_dict())
-            self.model.decoder.load_state_dict(shipped.decoder.state_dict())
+        if start != RANDOM:
+            before = FlashVL.from_pretrained(start, dtype=torch.float32, layout="rows")
+            self.model.vision.load_state_dict(before.vision.state_dict())
+            self.model.decoder.load_state_dict(before.decoder.state_dict())
         self.adapters = self._two_inputs()
         self.heads = DenseHeads(self.config.vision.dim, (GLYPHS, ORDERS, COLOUR_CLASSES), HALVES)
         kept = {"vision": self.model.vision, "adapter": self.adapters,
@@ -213,11 +214,17 @@ class Trainer(loop.Trainer):
         model.tokenizer, model.folder = self.tokenizer, ASSETS / "tiny"  # whose files are saved too
         return model
 
-    def export(self) -> None:
-        """Write the two checkpoints."""
-        for family in SHIPPED:
-            model = self.checkpoint(family)
-            model.to(torch.bfloat16).save_pretrained(self.out / family)
+    def export(self, folder: Path) -> None:
+        """Write the checkpoint, and what the second adapter input has of its own."""
+        model = self.checkpoint("pool").to(torch.bfloat16)
+        model.save_pretrained(folder)
+        first = model.released_state()
+        second = self.checkpoint("shuffle").to(torch.bfloat16).released_state()
+        own = {
+            name: value.contiguous() for name, value in second.items()
+            if value.shape != first[name].shape or not value.equal(first[name])
+        }  # fmt: skip
+        save_file(own, folder / SECOND)
 
     def watch(self, stage: Stage) -> None:
         if self.step % PROGRESS_EVERY and self.step < stage.steps:
@@ -245,6 +252,15 @@ def image_rows(adapter: nn.Module, features: Tensor, policy: Policy, grid: TileG
         return adapter(features, how, grid=grid)
     rows = adapter(features, how, size=size)
     return rows.reshape(-1, grid.tiles * rows.shape[1], rows.shape[2])
+
+
+def second_input(folder: Path) -> FlashVL:
+    """The checkpoint in `folder` behind its other adapter input, in bf16."""
+    first = FlashVL.from_pretrained(folder)
+    model = FlashVL.random(_config("shuffle"))
+    model.load_weights({**first.released_state(), **load_file(folder / SECOND)})
+    model.tokenizer, model.folder = first.tokenizer, folder
+    return model
 
 
 def _policy(family: str) -> Policy:
@@ -295,7 +311,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("build/tiles"), help="all that is written")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", choices=STARTS, default="tiny", help="encoder and decoder")
+    parser.add_argument("--export", type=Path, default=Path("build/tiles/checkpoint"),
+                        help="folder of the checkpoint")  # fmt: skip
+    parser.add_argument("--start", default="tiny", metavar="CHECKPOINT",
+                        help="of encoder and decoder: a folder, tiny or random")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every stage")
     parser.add_argument("--minutes", type=float, help="scale the steps to end after that many")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES",
@@ -321,8 +340,8 @@ def main(argv: list[str] | None = None) -> int:
     if not finished:
         print(f"stopped after {trainer.steps_done} steps; the same command goes on")
         return 0
-    trainer.export()
-    print(f"{args.out}: pool/ and shuffle/; next: python -m flashvl.train.study --from {args.out}")
+    trainer.export(args.export)
+    print(f"next: python -m flashvl.train.study --from {args.export}")
     return 0
 
 

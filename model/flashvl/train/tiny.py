@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="state and log")
-    parser.add_argument("--export", type=Path, default=ASSETS / "tiny", help="checkpoint folder")
+    parser.add_argument("--export", type=Path, default=Path("build/tiny/checkpoint"),
+                        help="folder of the checkpoint")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every stage")
     args = parser.parse_args(argv)
