@@ -48,7 +48,7 @@ ALONE := tests/cuda/test_nvrtc.py $(patsubst %,tests/bench/test_%.py,ceilings ga
   model_bench ops_bench own profile steady)
 
 # Two workers of two threads each on two cores: threads that spin while they wait would take the core
-# from those they wait for, and some tests then last seven times as long.
+# from those they wait for, and some tests then last several times as long.
 test: setup
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(addprefix --ignore=,$(ALONE))
 	@$(BIN)/python -m pytest $(ALONE)

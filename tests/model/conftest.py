@@ -7,6 +7,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from flashvl.train.canvas import SIZES, Example
+from flashvl.train.dataset import example
+
+
+@pytest.fixture(scope="module")
+def drawn_scenes() -> list[Example]:
+    return [example(11, i, SIZES[i % 3], numbers=0.0) for i in range(600)]
+
+
+@pytest.fixture(scope="module")
+def drawn_numbers() -> list[Example]:
+    return [example(12, i, SIZES[i % 3], numbers=1.0) for i in range(300)]
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:

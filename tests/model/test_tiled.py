@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashvl.config import FlashVLConfig
 from flashvl.train import (
     digits,
     printed,
@@ -21,28 +23,33 @@ from flashvl.train import (
 from flashvl.train.glyphs import symbol_of
 from flashvl.train.scenes import RGB
 from flashvl.train.seams import Box, seam
+from flashvl.train.tiled_batches import Curriculum, stream
+from flashvl.train.tiny import ASSETS
 from flashvl_kernels.tiles import TileGrid
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 
 
 def test_batches_do_not_depend_on_the_workers() -> None:
+    config, curriculum = FlashVLConfig.tiny(), Curriculum(0, 10, 8, 8, pages=0.3)
     runs = [
-        list(itertools.islice(tiled.stream(3, start, workers, batch=4), 3))
+        list(itertools.islice(stream(config, ASSETS / "tiny", 3, start, workers, 4, curriculum), 3))
         for start, workers in ((0, 0), (0, 2), (1, 0))
     ]
     alone, parallel, later = runs
     for one, other in (*zip(alone, parallel, strict=True), *zip(alone[1:], later, strict=False)):
-        assert one["turns"] == other["turns"] and one["boxes"] == other["boxes"]
-        assert one["images"].equal(other["images"]) and one["on_seam"].equal(other["on_seam"])
+        assert one.keys() == other.keys() and one["policy"] == other["policy"]
+        assert one["turns"] == other["turns"] and one["pointers"] == other["pointers"]
+        for name, value in one.items():
+            assert not isinstance(value, torch.Tensor) or value.equal(other[name]), name
     assert not alone[0]["images"][0].equal(alone[0]["images"][1])
 
 
 def test_a_later_example_does_not_depend_on_the_batch_size() -> None:
-    small, large = tiled.make_batch(5, 2, 1), tiled.make_batch(5, 3, 1)
-    size, family = tiled.batch_kind(5, 1)
-    for arrays, first in ((small, 2), (large, 3)):
-        assert np.array_equal(arrays["images"][0], tiled.example(5, first, size, family).image)
+    kind = tiled.batch_kind(5, 1)
+    for batch in (2, 3):
+        first = tiled.examples(5, batch, 1, kind)[0]
+        assert np.array_equal(first.image, tiled.example(5, batch, *kind).image)
 
 
 SUBPIXELS = 16

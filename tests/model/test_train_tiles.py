@@ -109,6 +109,10 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     other = tiles.Trainer(tmp_path, seed=3, workers=0, stages=STAGES, cases=[], pictures=7)
     with pytest.raises(ValueError, match=r"pictures 2, not 7: pass --pictures 2"):
         other.resume()
+    with pytest.raises(ValueError, match="pictures is 0; a step needs 1"):
+        tiles.Trainer(tmp_path, seed=3, stages=STAGES, pictures=0)
+    with pytest.raises(CheckpointError, match="has no pixel_shuffle"):
+        tiles.second_input(tmp_path)
     with pytest.raises(CheckpointError, match="which is no folder"):
         tiles.Trainer(tmp_path, seed=3, start="none")
 

@@ -11,6 +11,7 @@ seconds. One that came within `QUICK` seconds is asked for again in the tests.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -61,17 +62,22 @@ def answer(name: str, limit: int = SECONDS) -> dict[str, Any]:
 
 def main() -> int:
     """Ask, and write after each answer. Exit status 1 if a kernel may have a race."""
-    if "--table" in sys.argv:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--again", action="store_true", help="all cases")
+    parser.add_argument("--undecided", type=int, metavar="SECONDS", help="those without an answer")
+    parser.add_argument("--table", action="store_true", help="print the table and ask nothing")
+    options = parser.parse_args()
+    if options.table:
         print(table(), end="")
         return 0
-    found = {} if "--again" in sys.argv or not ANSWERS.exists() else answers()
-    limit, open_only = SECONDS, "--undecided" in sys.argv
-    if open_only:
-        limit = int(sys.argv[sys.argv.index("--undecided") + 1])
+    found = {} if options.again or not ANSWERS.exists() else answers()
     found = {name: found[name] for name in cases.CASES if name in found}
     for name in cases.CASES:
-        if name not in found or (open_only and found[name]["answer"].startswith(NONE)):
-            found[name] = answer(name, limit)
+        undecided = name in found and found[name]["answer"].startswith(NONE)
+        if name not in found or (options.undecided and undecided):
+            found[name] = answer(name, options.undecided or SECONDS)
             print(f"{found[name]['answer']}  {name}", flush=True)
             lines = ",\n".join(f" {json.dumps(n)}: {json.dumps(a)}" for n, a in found.items())
             ANSWERS.write_text(f"{{\n{lines}\n}}\n")

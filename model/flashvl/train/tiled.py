@@ -8,13 +8,11 @@ an object lies under another grid, `TiledExample.seam` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from flashvl.train.dataset import CANVAS, SUBJECT, TRAIN, in_order, to_tensors
+from flashvl.train.dataset import CANVAS, SUBJECT, TRAIN
 from flashvl.train.seams import worst_seam
 from flashvl.train.tiled_example import PICTURE_SHARES, PICTURES, TiledExample, plain_grid
 from flashvl.train.tiled_families import FAMILIES, PAGE, drafts
@@ -75,35 +73,3 @@ def examples(
     (see batch_kind)."""
     indices = range(number * batch, (number + 1) * batch)
     return [example(seed, index, *kind, longest) for index in indices]
-
-
-def make_batch(seed: int, batch: int, number: int) -> dict[str, Any]:
-    """Batch `number` as NumPy arrays."""
-    size, family = batch_kind(seed, number)
-    made = examples(seed, batch, number, (size, family))
-    grid = plain_grid(size)
-    return {
-        "images": np.stack([e.image for e in made]),
-        "turns": [(e.turn,) for e in made],
-        "family": family,
-        "boxes": [e.boxes for e in made],
-        "on_seam": np.array([e.seam(grid).on for e in made]),
-    }
-
-
-def stream(
-    seed: int, start: int = 0, workers: int = 1, batch: int = 64
-) -> Iterator[dict[str, Any]]:
-    """Endless batches from batch number `start` on, the same for any number of workers.
-
-    Each batch: images uint8 [B, H, W, 3] of one of PICTURES; turns, a list of B tuples of one
-    (question, answer, kind); family; boxes, of what each question is about; on_seam bool [B], under
-    plain tiles.
-    """
-    if batch < 1 or start < 0 or workers < 0:
-        raise ValueError(
-            f"stream needs batch >= 1, start >= 0 and workers >= 0, "
-            f"got batch={batch}, start={start}, workers={workers}"
-        )
-    for arrays in in_order(partial(make_batch, seed, batch), start, workers):
-        yield to_tensors(arrays)

@@ -48,6 +48,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flashvl.adapter import Adapter
+from flashvl.checkpoint import CheckpointError
 from flashvl.config import FlashVLConfig
 from flashvl.model import FlashVL
 from flashvl.parameters import resolve_device
@@ -103,8 +104,8 @@ class Trainer(loop.Trainer):
 
     start: the checkpoint that encoder and decoder come from, or "random" for none. scale: times
     the steps of every stage. pictures: in a step, by default what the stages say. cases: held-out
-    examples to watch; by default drawn. device: where it computes; a state goes on anywhere, and
-    bitwise as if it had not stopped on the CPU that it was made on.
+    examples to watch; by default drawn. device: where it computes. A state goes on under any
+    device and backend; bitwise as if it had not stopped where both stay, on a CPU.
     """
 
     stages: tuple[Stage, ...]
@@ -123,6 +124,8 @@ class Trainer(loop.Trainer):
         pictures: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        if pictures is not None and pictures < 1:
+            raise ValueError(f"pictures is {pictures}; a step needs 1 or more")
         self.start, self.scale, self.workers = start, scale, workers
         self._cases = cases
         self.device = resolve_device(device)
@@ -256,6 +259,10 @@ def image_rows(adapter: nn.Module, features: Tensor, policy: Policy, grid: TileG
 
 def second_input(folder: Path) -> FlashVL:
     """The checkpoint in `folder` behind its other adapter input, in bf16."""
+    if not (folder / SECOND).exists():
+        raise CheckpointError(
+            f"{folder} has no {SECOND}; pass a folder that flashvl.train.tiles wrote (--export)"
+        )
     first = FlashVL.from_pretrained(folder)
     model = FlashVL.random(_config("shuffle"))
     model.load_weights({**first.released_state(), **load_file(folder / SECOND)})
