@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--picture", type=Path, help="also write questions and answers as a PNG")
     show.add_argument(
         "--fresh", type=int, default=0, metavar="N",
-        help="also score N held-out questions drawn now (needs scikit-learn)",
+        help="also score N held-out questions of each set drawn now (needs the extra train)",
     )  # fmt: skip
     show.set_defaults(run=_demo)
     return parser

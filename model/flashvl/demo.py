@@ -51,10 +51,12 @@ def load_questions(folder: Path = FOLDER) -> list[Question]:
 def run(model: FlashVL, write: Write, only: str | None = None, fresh: int = 0) -> None:
     """The whole demo. write: takes text as it comes. only: the backend to time, else all.
 
-    fresh: also score that many held-out questions drawn now, which needs scikit-learn.
+    fresh: also score that many held-out questions of each of the two sets drawn now, which needs
+    the extra "train".
     """
     from flashvl.train.heldout import load_heldout, make_heldout
-    from flashvl.train.tiled_heldout import as_cases, load_cases
+    from flashvl.train.tiled_families import FAMILIES
+    from flashvl.train.tiled_heldout import as_cases, load_cases, make_all_cases
 
     questions = load_questions()
     ask_each(model, questions, write)
@@ -65,6 +67,9 @@ def run(model: FlashVL, write: Write, only: str | None = None, fresh: int = 0) -
     if fresh:
         write(f"\n{fresh} held-out questions drawn now (seed {FRESH_SEED}), exact match\n")
         score_cases(model, make_heldout(fresh, FRESH_SEED), write)
+        tiled = as_cases(make_all_cases(-(-fresh // len(FAMILIES)), FRESH_SEED))
+        write(f"\n{len(tiled)} about pictures of several tiles drawn now, exact match\n")
+        score_cases(model, tiled, write)
     write("\n")
     names = [only] if only else backends.available(model.device.type)
     time_backends(model, questions, write, names)

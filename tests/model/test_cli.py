@@ -196,6 +196,20 @@ def test_the_demo_scores_against_both_controls(monkeypatch: pytest.MonkeyPatch) 
     assert rows[3] == ["all", "4", "6", "66.7", "0.0", "50.0"]
 
 
+def test_fresh_questions_are_of_both_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[heldout.Case]] = []
+    monkeypatch.setattr(demo, "ask_each", lambda *_: 0)
+    monkeypatch.setattr(demo, "time_backends", lambda *_: None)
+    monkeypatch.setattr(demo, "score_cases", lambda model, cases, write: asked.append(cases))
+    out: list[str] = []
+    demo.run(None, out.append, "torch", fresh=5)  # type: ignore[arg-type]
+    assert [len(cases) for cases in asked] == [200, 800, 5, 8]
+    assert {"word", "handwritten"} <= {case.kind for case in asked[3]}
+    shipped = {case.image.tobytes() for case in (*asked[0], *asked[1])}
+    assert not any(case.image.tobytes() in shipped for case in (*asked[2], *asked[3]))
+    assert "8 about pictures of several tiles drawn now" in "".join(out)
+
+
 def test_the_demo_times_every_backend(folder: Path) -> None:
     model = FlashVL.from_pretrained(folder, dtype=torch.float32)
     questions = [demo.Question(folder / "picture.png", "hello?", "")] * 3

@@ -11,8 +11,8 @@ from flashvl.train.heldout import Case, chance, load_heldout, score, shuffled
 from flashvl.train.tiled_heldout import as_cases, load_cases
 from flashvl_kernels import backend, extension
 
-FLOOR = {"word": 0.75, "price": 0.85, "printed": 0.95, "handwritten": 0.92, "relation": 0.95,
-         "shape": 0.95, "colour": 0.95, "count": 0.79}  # fmt: skip
+FLOOR = {"word": 0.8, "price": 0.79, "printed": 0.95, "handwritten": 0.92, "relation": 0.95,
+         "shape": 0.95, "colour": 0.95, "count": 0.82}  # fmt: skip
 """Share of right answers by kind, below what docs/tiny.md states by what rounding may turn."""
 
 
@@ -32,7 +32,7 @@ def without_the_picture(model: FlashVL, cases: list[Case], times: int = 3) -> di
 
 
 def test_held_out_answers_come_from_the_picture(model: FlashVL) -> None:
-    """docs/tiny.md states 188 of 200; another CPU's rounding may turn a few close calls."""
+    """docs/tiny.md states 186 of 200; another CPU's rounding may turn a few close calls."""
     cases = load_heldout()
     right, control = score(model, cases), without_the_picture(model, cases)
     assert sum(hits for hits, _ in right.values()) >= 180
@@ -58,8 +58,8 @@ def test_held_out_answers_about_pictures_of_several_tiles(model: FlashVL) -> Non
 
 
 def test_packed_weights_cost_little() -> None:
-    """Of exact match over all held-out questions, int8 half a point at most, int4 three and a half:
-    its groups of 128 are a third of the longest row of so small a model."""
+    """Of exact match over all held-out questions, int8 half a point at most, int4 two, and half a
+    point more for what another CPU's rounding may turn."""
     cases = [*load_heldout(), *as_cases(load_cases())]
 
     def right(weights: str) -> int:
@@ -68,7 +68,7 @@ def test_packed_weights_cost_little() -> None:
 
     whole = right("bf16")
     assert whole - right("int8") <= 0.005 * len(cases)
-    assert whole - right("int4") <= 0.035 * len(cases)
+    assert whole - right("int4") <= 0.025 * len(cases)
 
 
 @pytest.mark.skipif(not extension.EXTENSION.loaded, reason=extension.EXTENSION.reason)

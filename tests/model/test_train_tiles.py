@@ -47,8 +47,9 @@ TOKENIZER = Tokenizer.from_pretrained(tiles.ASSETS / "tiny")
 SPELLER = Speller(TOKENIZER, TINY.decoder.vocab)
 STAGES = (
     tiles.Stage("look", 1, 1e-3, ("vision", "heads"), 2, (2, 8)),
-    tiles.Stage("align", 2, 1e-3, ("adapter",), 2, (2, 2)),
-    tiles.Stage("join", 2, 1e-3, tiles.EVERYTHING, 2, (2, 8)),
+    tiles.Stage("align", 2, 1e-3, ("adapter",), 2, (2, 2), cycle=True),
+    tiles.Stage("join", 2, 1e-3, tiles.EVERYTHING, 2, (2, 8), cycle=True),
+    tiles.Stage("settle", 2, 1e-3, tiles.EVERYTHING, 2, cycle=True, from_cycles=True),
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,16 +80,16 @@ def test_a_killed_run_ends_with_the_same_weights(
     def killed(self: tiles.Trainer, stage: tiles.Stage, batch: TiledBatch) -> dict[str, float]:
         nonlocal steps
         steps += 1
-        if steps in (3, 5):  # inside the second stage and the third
+        if steps in (3, 5, 9):  # inside the second stage, the third and the fourth
             raise KeyboardInterrupt
         return learn(self, stage, batch)
 
     monkeypatch.setattr(tiles.Trainer, "learn", killed)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             trainer(tmp_path / "killed", [case]).run()
     resumed = trainer(tmp_path / "killed", [case])
-    assert resumed.run() and steps == 7
+    assert resumed.run() and steps == 10
     for name, value in whole.average.items():
         assert torch.equal(value, resumed.average[name]), name
     for name, part in whole.parts.items():
@@ -115,6 +116,33 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
         tiles.second_input(tmp_path)
     with pytest.raises(CheckpointError, match="which is no folder"):
         tiles.Trainer(tmp_path, seed=3, start="none")
+
+
+def test_a_stage_starts_from_the_mean_of_the_ends_of_cycles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
+) -> None:
+    one = trainer(tmp_path)
+    learn, starts = tiles.Trainer.learn, {}
+
+    def watched(self: tiles.Trainer, stage: tiles.Stage, batch: TiledBatch) -> dict[str, float]:
+        if self.step == 0:
+            ours = {name: value.clone() for name, value in self.average.items()}
+            starts[stage.name] = ours, {n: v.clone() for n, v in self.kept.state_dict().items()}
+        return learn(self, stage, batch)
+
+    monkeypatch.setattr(tiles.Trainer, "learn", watched)
+    one.run()
+    assert len(one.cycles) == 3
+    average, weights = starts["settle"]
+    for name, value in weights.items():
+        first, second, third = (ends[name] for ends in one.cycles)
+        torch.testing.assert_close(value, (first + second) / 2)
+        assert torch.equal(average[name], value), name
+        torch.testing.assert_close(one.average[name], (first + second + third) / 3)
+    moved = [name for name in weights if not one.cycles[0][name].equal(one.cycles[1][name])]
+    assert any("decoder" in name for name in moved)
+    average, weights = starts["join"]
+    assert not all(average[name].equal(value) for name, value in weights.items())
 
 
 def test_each_stage_moves_its_parts_and_no_others(tmp_path: Path, deterministic: None) -> None:

@@ -41,6 +41,11 @@ def make_cases(family: str, n: int = CASES, seed: int = 0) -> list[TiledExample]
     return cases
 
 
+def make_all_cases(n: int, seed: int) -> list[TiledExample]:
+    """n held-out examples of each family."""
+    return [case for family in FAMILIES for case in make_cases(family, n, seed)]
+
+
 def _name(family: str, size: tuple[int, int]) -> str:
     return f"{family}-{size[0]}x{size[1]}.jpg"
 

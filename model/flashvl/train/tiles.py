@@ -6,9 +6,11 @@
     python -m flashvl.train.tiles --device cuda --workers 12    # and so does any other device
 
 Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
-are there already (`flashvl.train.tiny`'s), then everything, then an instruction mix, and once more
-with a word in every second batch; before them the encoder learns print, from dense targets. Rates
-fall from 1e-3 to 0 in each. Texts grow with the steps: from two characters to eight.
+are there already (`flashvl.train.tiny`'s), then everything, then an instruction mix; before them
+the encoder learns print, from dense targets. Two more stages are mostly words, the second of them
+half under weights as int4 leaves them; a last one starts from the mean of where these two ended,
+and the mean of all three ends is what is exported. Rates fall to 0 in each. Texts grow with the
+steps: from two characters to eight.
 
 What was open, and how it was settled:
 
@@ -60,11 +62,11 @@ from flashvl.train.glyphs import GLYPHS, ORDERS
 from flashvl.train.lookups import Watched, pointing
 from flashvl.train.losses import DenseHeads, accuracy, answered
 from flashvl.train.policies import Policy, config_for, policies
+from flashvl.train.rounding import rounded
 from flashvl.train.tile_targets import HALVES
 from flashvl.train.tiled import SHARES
 from flashvl.train.tiled_batches import Curriculum, TiledBatch, patched, stream
 from flashvl.train.tiled_example import TiledExample
-from flashvl.train.tiled_families import FAMILIES
 from flashvl.train.tiny import ASSETS
 from flashvl_kernels import backend
 from flashvl_kernels.tiles import TileGrid
@@ -82,11 +84,13 @@ TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one tha
 @dataclass(frozen=True)
 class Stage(loop.Stage):
     """`texts`: the longest text to read, in characters, at first and from halfway on. pages,
-    shares: see tiled.batch_kind."""
+    shares: see tiled.batch_kind. packed: every second step learns under weights as this format
+    leaves them (see rounding.py)."""
 
     texts: tuple[int, int] = (8, 8)
     pages: float = 0.0
     shares: tuple[float, ...] = SHARES
+    packed: str | None = None
 
 
 EVERYTHING = ("vision", "heads", "adapter", "decoder")
@@ -95,8 +99,13 @@ STAGES = (
     Stage("align", 320, 1e-3, ("adapter",), 24, (2, 2)),
     Stage("join", 5120, 1e-3, EVERYTHING, 24, (2, 8), pages=0.2),
     Stage("mix", 5120, 1e-3, EVERYTHING, 24, pages=0.1),
-    Stage("read", 1000, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.55, 0.13, 0.12, 0.2)),
-)
+    Stage("read", 1000, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.55, 0.13, 0.12, 0.2),
+          cycle=True),
+    Stage("pack", 3000, 7e-4, EVERYTHING, 24, pages=0.3, shares=(0.55, 0.15, 0.1, 0.2),
+          packed="int4", cycle=True),
+    Stage("settle", 1000, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.4, 0.28, 0.15, 0.17),
+          packed="int4", cycle=True, from_cycles=True),
+)  # fmt: skip
 
 
 class Trainer(loop.Trainer):
@@ -203,6 +212,12 @@ class Trainer(loop.Trainer):
             report.update(accuracy(said.right))
         return loss, report
 
+    def gradients(self, stage: Stage, batch: TiledBatch) -> dict[str, Tensor | float]:
+        if stage.packed is None or self.step % 2 == 0:
+            return super().gradients(stage, batch)
+        with rounded(self.kept, stage.packed):
+            return super().gradients(stage, batch)
+
     def checkpoint(self, family: str) -> FlashVL:
         """The averaged weights as a model of its own, through one of the adapter inputs."""
         model = FlashVL.random(_config(family), 0, dtype=torch.float32, layout="rows")
@@ -234,10 +249,7 @@ class Trainer(loop.Trainer):
             return
         if stage.speaks:
             if self._cases is None:
-                self._cases = [
-                    case for family in FAMILIES
-                    for case in tiled_heldout.make_cases(family, PROGRESS_CASES, PROGRESS_SEED)
-                ]  # fmt: skip
+                self._cases = tiled_heldout.make_all_cases(PROGRESS_CASES, PROGRESS_SEED)
             model = self.checkpoint("pool").to(self.device)
             hits = exam.right(model, _policy("pool"), self._cases)
             shares = {
