@@ -83,7 +83,7 @@ def test_kernels_under_the_sanitizers(op: str) -> None:
     test = "tests/simt/test_ops.py::test_against_the_float64_oracle"
     ids = chosen(REGISTRY[op])
     command = [
-        sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-o", "timeout=0",
         *(f"{test}[{name}]" for name in ids),
     ]  # fmt: skip
     environment = {
