@@ -51,7 +51,8 @@ class Patch:
 class Case:
     """A call of `function`, and the faults its proof must not survive.
 
-    given: changes of the sources for the proof, which put integers of the call in place of loads.
+    given: changes of the sources for the proof, which put integers of the call in place of loads,
+    and floats in place of an image's bytes.
     """
 
     function: Callable[..., Any]
@@ -97,7 +98,7 @@ def binding(
                     "name": name,
                     "allocation": _allocation(asked, tensor),
                     "shape": list(tensor.shape),
-                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "dtype": str(_read_as(tensor)).removeprefix("torch."),
                 }
                 for name, tensor in given.items()
             ]
@@ -123,8 +124,13 @@ def _allocation(asked: Question, tensor: Tensor) -> str:
     return f"6:global{len(name)}:{name}"
 
 
+def _read_as(tensor: Tensor) -> torch.dtype:
+    """A proof is in real numbers: it takes images as floats."""
+    return torch.float32 if tensor.dtype == torch.uint8 else tensor.dtype
+
+
 def _bytes(strides: tuple[int, ...], tensor: Tensor) -> list[int]:
-    return [stride * tensor.element_size() for stride in strides]
+    return [stride * _read_as(tensor).itemsize for stride in strides]
 
 
 def _layout(tensor: Tensor) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _layout(tensor: Tensor) -> dict[str, Any]:
         "target_offset": 0,
         "source_strides_bytes": strides,
         "target_strides_bytes": strides,
-        "element_bytes": tensor.element_size(),
+        "element_bytes": _read_as(tensor).itemsize,
     }
 
 
@@ -174,12 +180,56 @@ def _chosen(place: str, values: Sequence[int]) -> str:
     return f"({choices}int64_t{{{last[1]}}})"
 
 
+FLOATS = (
+    Patch(
+        "image_to_patches.cuh",
+        """  const float about = grey * (1.0f / 255.0f);
+  return fmaf(fmaf(-255.0f, about, grey), 1.0f / 255.0f, about);""",
+        "  return grey / 255.0f;",
+    ),
+    Patch("image_to_patches.cuh", "T value(int grey, int", "T value(float grey, int"),
+    Patch(
+        "image_to_patches.cuh",
+        "[this](int x, int y, const Sums<3>& sums) {\n      const int at = place(y, x);",
+        "[this](int x, int y, const float (&greys)[3]) {\n      const int at = place(y, x);",
+    ),
+    Patch("image_to_patches.cuh", "value(sums.grey(c), c)", "value(greys[c], c)"),
+    Patch(
+        "image_to_patches.cuh",
+        """    const Taps taps =
+        stage_taps(args.filter, dynamic_shared<int32_t>(args.taps_offset), some.begin, some.end);
+    sync_block();
+#pragma unroll 1
+    for (int line = lines.begin; line < lines.end; line += args.stage.lines) {
+      filter_part(args.source, taps, args.stage, down, some, lines.part(line, args.stage.lines),
+                  block.along(), block.down());""",
+        """#pragma unroll 1
+    for (int line = lines.begin; line < lines.end; line += args.stage.lines) {
+      const Span part = lines.part(line, args.stage.lines);
+      const Span xs = down ? part : some, ys = down ? some : part;
+      for (int i = threadIdx.x; i < xs.count() * ys.count(); i += blockDim.x) {
+        const int y = ys.begin + i / xs.count(), x = xs.begin + i % xs.count();
+        const auto* pixel = reinterpret_cast<const float*>(args.source.bytes.address) +
+                            y * args.source.row_stride + x * args.source.pixel_stride;
+        block.along()(x, y, {pixel[0], pixel[1], pixel[2]});
+      }""",
+    ),
+)
+"""What follows the resize, of an image of floats: a block's pixels straight from memory to where
+its patches have them, with the division that over_255 is equal to (a test has all greys)."""
 SHARES = {"the tiles' shares swapped": Patch("tiling.cuh", "way == 0 ?", "way == 1 ?")}
 SWAPPED = {
     "rows and columns of a block swapped": Patch(
         "compress_taps.cuh",
         "const int row = at.row * args.factor + part / args.factor;",
         "const int row = at.row * args.factor + part % args.factor;",
+    )
+}
+PATCH_SWAPPED = {
+    "rows and columns of a patch swapped": Patch(
+        "image_to_patches.cuh",
+        "(in_y - row * to_.patch) * to_.patch +\n           in_x - token * to_.patch",
+        "(in_x - token * to_.patch) * to_.patch +\n           in_y - row * to_.patch",
     )
 }
 IDS = 7, -200, -201, 5, -201, 9
@@ -321,16 +371,17 @@ CASES = {
             ),
         },
     ),
-    "image_to_patches, no resize": Case(
+    "image_to_patches, after the resize": Case(
         fk.image_to_patches,
         lambda m: arguments(m.image(4, 4), TileGrid(1, 1, 2), *HALF, 2, torch.float32),
-        {
-            "rows and columns of a patch swapped": Patch(
-                "image_to_patches.cuh",
-                "(in_y - row * to_.patch) * to_.patch +\n           in_x - token * to_.patch",
-                "(in_x - token * to_.patch) * to_.patch +\n           in_y - row * to_.patch",
-            )
-        },
+        PATCH_SWAPPED,
+        FLOATS,
+    ),
+    "image_to_patches, after the resize, tiles that overlap": Case(
+        fk.image_to_patches,
+        lambda m: arguments(m.image(4, 6), TileGrid(1, 2, 2, 1), *HALF, 2, torch.float32),
+        PATCH_SWAPPED,
+        FLOATS,
     ),
     "rms_norm, a residual": Case(
         fk.rms_norm,

@@ -12,8 +12,9 @@ from typing import Any
 
 from tests.proofs.ptx import Question
 
-EQUAL_SECONDS = 60
-"""For a proof of equality, at most; those that succeed take a few."""
+EQUAL_SECONDS = 120
+"""For a proof of equality, at most; those that succeed take a few, some of them half a minute where
+others use the cores."""
 
 
 @dataclass(frozen=True)
