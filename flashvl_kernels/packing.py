@@ -142,14 +142,14 @@ def pack(w: Tensor, format: str, layout: str = "rows") -> PackedWeight:
     scale = None if scale_shape is None else w.new_empty(scale_shape, dtype=torch.float32)
     step = _rows_at_a_time(columns)
     with torch.no_grad():
-        for row in range(0, rows, step):
+        for row in range(0, 0 if w.is_meta else rows, step):
             block = w[row : row + step]
             if scale is None:
                 data[row : row + step] = panels.floats_to_panels(block)
                 continue
             q, s = _quantize(block.to(torch.float32), format, layout)
             peak = s * QMAX[format]
-            if not peak.is_meta and not torch.isfinite(peak).all():
+            if not torch.isfinite(peak).all():
                 raise ValueError(_not_packable(w, row, step, format))
             data[row : row + step] = q
             scale[row : row + step] = s

@@ -36,7 +36,7 @@ BEGIN, END = "flashvl_cuda_images_begin", "flashvl_cuda_images_end"
 
 class Archive:
     """What was compiled ahead. `architectures` have machine code; GPUs newer than the last of them
-    get its PTX."""
+    get the PTX of its family."""
 
     def __init__(self, data: bytes) -> None:
         self._zip = zipfile.ZipFile(io.BytesIO(data))
@@ -86,23 +86,20 @@ def carried(library: str) -> Archive | None:
 def write(path: Path, architectures: Sequence[int], ops: Sequence[str] = ()) -> None:
     """Compile `ops` (all that have CUDA kernels) for `architectures` into an archive.
 
-    Raises nvcc.NvccError where one does not compile.
+    Raises nvcc.NvccError where one does not compile, and ValueError for an architecture too old.
     """
     wanted = sorted({op for op, _ in ahead.kernels(ops)})
-    known = sorted(architectures)
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
-    codes.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")
     with tempfile.TemporaryDirectory() as folder:
 
         def build(op: str) -> nvcc.Compiled:
-            return nvcc.compile(op, Path(folder) / f"{op}.fatbin", codes)
+            return nvcc.fat_binary(op, Path(folder), architectures)
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             compiled = dict(zip(wanted, pool.map(build, wanted), strict=True))
     index = {
         "sources": sources.digest(),
         "compiler": f"nvcc {nvcc.release()}",
-        "architectures": known,
+        "architectures": sorted(architectures),
         "entries": {op: made.entries for op, made in compiled.items()},
     }
     with zipfile.ZipFile(path, "w") as file:

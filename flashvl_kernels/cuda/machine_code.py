@@ -33,19 +33,19 @@ class Code:
     generic: int
 
 
-def disassembler() -> str | None:
-    """nvdisasm of the toolkit, or the one that comes with Triton, or None."""
-    found = shutil.which("nvdisasm")
+def binary_tool(name: str) -> str | None:
+    """nvdisasm or cuobjdump of the toolkit, or the one that comes with Triton, or None."""
+    found = shutil.which(name)
     triton = importlib.util.find_spec("triton")
     if found is None and triton is not None and triton.origin is not None:
-        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / name
         return str(bundled) if bundled.is_file() else None
     return found
 
 
 def read(cubin: bytes) -> dict[str, Code]:
     """Every kernel of a cubin, by its (mangled) name in it."""
-    tool = disassembler()
+    tool = binary_tool("nvdisasm")
     if tool is None:
         raise RuntimeError("nvdisasm is neither on PATH nor in Triton: pip install triton")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -7,6 +7,7 @@ only what full-size calls launch, from the registers that are in it, and compile
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -48,7 +49,7 @@ def unavailable() -> str | None:
     """The reason kernels cannot be compiled and read here, or None."""
     if shutil.which("nvcc") is None:
         return "nvcc is not on PATH; install the CUDA toolkit to compile the kernels"
-    if machine_code.disassembler() is None:
+    if machine_code.binary_tool("nvdisasm") is None:
         return "nvdisasm is neither on PATH nor in Triton; install triton to read the kernels"
     return None
 
@@ -63,10 +64,9 @@ def compiled_ops() -> list[str]:
     return [op for op in ops() if kernels_of(op) == op]
 
 
-def compile_op(op: str, architecture: int) -> dict[str, tuple[Resources, Code]]:
-    """Compile every instance of `op` for sm_<architecture>; what each is, by its expression."""
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = nvcc.compile(op, Path(folder) / f"{op}.cubin", [f"-arch=sm_{architecture}"])
+def kernels(ptx: nvcc.Ptx, architecture: int) -> dict[str, tuple[Resources, Code]]:
+    """What every instance of an op is on an architecture, by its expression."""
+    compiled = ptx.cubin(architecture)
     used, code = _parse(compiled.report), machine_code.read(compiled.image)
     return {name: (used[name], code[entry]) for name, entry in compiled.entries.items()}
 
@@ -87,15 +87,31 @@ def _parse(text: str) -> dict[str, Resources]:
     return found
 
 
-def measure(op: str, architecture: int) -> Rows:
-    """The budget of every kernel of an op; raises where one uses local memory."""
-    rows = {}
-    for name, (used, code) in sorted(compile_op(op, architecture).items()):
-        if used.spilled_bytes or used.stack_bytes or code.local:
-            where = f"{name} on sm_{architecture}"
-            raise RuntimeError(f"resources: {where} uses local memory: {used}, {code}")
-        rows[name] = budget_of(used, code)
-    return rows
+def measure(op: str) -> Rows:
+    """The budget of every kernel of an op, by architecture, and under "made from" the seal of each
+    family; raises where one uses local memory."""
+    budget: Rows = {"made from": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for family, architectures in nvcc.families(ARCHITECTURES).items():
+            ptx = nvcc.ptx(op, Path(folder), family)
+            for architecture in architectures:
+                rows = {}
+                for name, (used, code) in sorted(kernels(ptx, architecture).items()):
+                    if used.spilled_bytes or used.stack_bytes or code.local:
+                        where = f"{name} on sm_{architecture}"
+                        raise RuntimeError(f"resources: {where} uses local memory: {used}, {code}")
+                    rows[name] = budget_of(used, code)
+                budget[f"sm_{architecture}"] = rows
+            budget["made from"][f"compute_{family}"] = seal(ptx, family, budget)
+    return budget
+
+
+def seal(ptx: nvcc.Ptx, family: int, budget: Rows) -> str:
+    """A hash of the PTX of a family, which names its compiler, and of the rows that were made from
+    it: both unchanged, ptxas need not be asked again."""
+    own = [f"sm_{architecture}" for architecture in nvcc.families(ARCHITECTURES)[family]]
+    rows = json.dumps({name: budget[name] for name in own}, sort_keys=True)
+    return hashlib.sha256(ptx.path.read_bytes() + rows.encode()).hexdigest()
 
 
 def budget_of(used: Resources, code: Code) -> dict[str, int]:
@@ -165,7 +181,7 @@ def main() -> int:
     else:
         budget["nvcc"] = nvcc.release()
     for op in named:
-        budget[op] = {f"sm_{number}": measure(op, number) for number in ARCHITECTURES}
+        budget[op] = measure(op)
         BUDGET.write_text(dump(budget))
     for op in ops():
         launches = resident(op, budget[kernels_of(op)])

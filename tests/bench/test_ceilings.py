@@ -8,7 +8,6 @@ can take as many turns as it likes.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -20,6 +19,7 @@ import torch
 
 from flashvl_bench import ceilings, machine
 from flashvl_kernels import extension
+from tests.slow import SLOW
 
 WITHIN = 0.1
 FEWEST_TURNS, MOST_SECONDS = 8, 40.0
@@ -30,7 +30,7 @@ FLAGS = ("-O3", "-march=native", "-fno-tree-loop-distribute-patterns", "-pthread
 Rate = Callable[[], float]
 
 on_a_quiet_machine = pytest.mark.skipif(
-    not os.environ.get("FLASHVL_SLOW_TESTS"),
+    not SLOW,
     reason="a shared machine's bandwidth moves by more than this allows; FLASHVL_SLOW_TESTS=1",
 )
 

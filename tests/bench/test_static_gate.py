@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from flashvl_bench.gate import instructions, static
 from flashvl_bench.gate.turns import Settings, Tree
 from flashvl_kernels import extension
 from tests.bench.test_gate import Commit, repository  # noqa: F401  (a fixture)
+from tests.slow import SLOW
 
 CUDA = {"nvcc": "13.0", "op": {"sm_80": {"k<BF16>": [64, 0], "k<float>": [32, 1024]}}}
 TRITON_KERNEL = {
@@ -219,7 +219,7 @@ def cases():
 
 def _only_if_asked() -> None:
     """Importing torch under callgrind takes minutes."""
-    if os.environ.get("FLASHVL_SLOW_TESTS", "0") in ("", "0"):
+    if not SLOW:
         pytest.skip("takes minutes; FLASHVL_SLOW_TESTS=1 runs it")
 
 

@@ -180,7 +180,7 @@ def _chosen(place: str, values: Sequence[int]) -> str:
     return f"({choices}int64_t{{{last[1]}}})"
 
 
-FLOATS = (
+IMAGE_OF_FLOATS = (
     Patch(
         "image_to_patches.cuh",
         """  const float about = grey * (1.0f / 255.0f);
@@ -371,17 +371,11 @@ CASES = {
             ),
         },
     ),
-    "image_to_patches, after the resize": Case(
-        fk.image_to_patches,
-        lambda m: arguments(m.image(4, 4), TileGrid(1, 1, 2), *HALF, 2, torch.float32),
-        PATCH_SWAPPED,
-        FLOATS,
-    ),
     "image_to_patches, after the resize, tiles that overlap": Case(
         fk.image_to_patches,
         lambda m: arguments(m.image(4, 6), TileGrid(1, 2, 2, 1), *HALF, 2, torch.float32),
         PATCH_SWAPPED,
-        FLOATS,
+        IMAGE_OF_FLOATS,
     ),
     "rms_norm, a residual": Case(
         fk.rms_norm,

@@ -1,9 +1,10 @@
 """The kernels again, under AddressSanitizer and UBSan: what the checker itself might get wrong.
 
 The checker refuses stray accesses before they happen; the sanitizers watch its own code, the
-registers of the kernels (their arrays), and integer arithmetic. In a process of its own, because
-the runtime must be loaded first. Three quarters of the samples and dtypes run, those that take the
-least; FLASHVL_SLOW_TESTS=1 runs all, and those of no elements and of far offsets.
+registers of the kernels (their arrays), and integer arithmetic. In processes of their own, because
+the runtime must be loaded first; each has a few ops, for PyTorch takes its time to load under it.
+Three quarters of the samples and dtypes run, those that take the least; FLASHVL_SLOW_TESTS=1 runs
+all, and those of no elements and of far offsets.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import pytest
 from flashvl_kernels import simt
 from flashvl_kernels.spec import REGISTRY, OpSpec
 from tests.simt.test_ops import FLOPS_LIMIT, SPECS, flat_call, refused
+from tests.slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 KINDS = ("typical", "edge", "strided")
-SLOW = os.environ.get("FLASHVL_SLOW_TESTS", "0") not in ("", "0")
 WORK = 4e6
 """Of an op: bytes and FLOPs of its samples together, and PER_SAMPLE for each."""
 PER_SAMPLE = 5e4
+OPS = [spec.name for spec in SPECS]
+TOGETHER = [OPS[first::5] for first in range(5)]
+"""Which ops share a process."""
 
 
 def executed(spec: OpSpec) -> dict[str, tuple[float, str]]:
@@ -75,13 +79,13 @@ def runtime(name: str) -> str:
 @pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 @pytest.mark.skipif(simt.sanitized(), reason="is what this test runs")
 @pytest.mark.timeout(7200 if SLOW else 600)
-@pytest.mark.parametrize("op", [spec.name for spec in SPECS])
-def test_kernels_under_the_sanitizers(op: str) -> None:
+@pytest.mark.parametrize("ops", TOGETHER, ids=", ".join)
+def test_kernels_under_the_sanitizers(ops: list[str]) -> None:
     libraries = [runtime("libasan.so"), runtime("libubsan.so")]
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("this compiler has no AddressSanitizer runtime")
     test = "tests/simt/test_ops.py::test_against_the_float64_oracle"
-    ids = chosen(REGISTRY[op])
+    ids = [name for op in ops for name in chosen(REGISTRY[op])]
     command = [
         sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-o", "timeout=0",
         *(f"{test}[{name}]" for name in ids),
