@@ -145,6 +145,19 @@ def test_a_stage_starts_from_the_mean_of_the_ends_of_cycles(
     assert not all(average[name].equal(value) for name, value in weights.items())
 
 
+def test_a_longer_list_of_stages_goes_on_from_the_end_of_a_shorter_one(
+    tmp_path: Path, deterministic: None
+) -> None:
+    whole = trainer(tmp_path / "whole")
+    assert whole.run()
+    shorter = tiles.Trainer(tmp_path / "on", seed=3, workers=0, stages=STAGES[:3], cases=[])
+    assert shorter.run()
+    longer = trainer(tmp_path / "on")
+    assert longer.run()
+    for name, value in whole.average.items():
+        assert torch.equal(value, longer.average[name]), name
+
+
 def test_each_stage_moves_its_parts_and_no_others(tmp_path: Path, deterministic: None) -> None:
     one = trainer(tmp_path)
     before = {name: value.clone() for name, value in one.kept.state_dict().items()}

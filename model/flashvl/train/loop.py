@@ -28,6 +28,7 @@ from flashvl.train.muon import Muon
 
 WARMUP = 100  # steps
 AVERAGE = 0.998  # weight of the past in the averaged weights that are shipped
+ENDS = 3  # of cycles
 SAVE_EVERY = 120.0  # seconds
 OUTER = ("heads", "lookup")  # parts that are dropped after training: AdamW's, whatever their shape
 
@@ -36,9 +37,9 @@ OUTER = ("heads", "lookup")  # parts that are dropped after training: AdamW's, w
 class Stage:
     """Which parts learn, for how many steps of how many pictures, at what peak rate.
 
-    cycle: that what it ends with counts among the ends of cycles, whose mean is what a training
-    leaves (it generalises better than any of them: arXiv 1803.05407). from_cycles: that it starts
-    from the mean of those before it.
+    cycle: that what it ends with counts among the ends of cycles. The mean of the last ENDS of them
+    is what a training leaves (stochastic weight averaging, arXiv 1803.05407). from_cycles: that it
+    starts from that mean of those before it.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Trainer:
         self.out, self.seed, self.stages = out, seed, stages
         self.parts, self.kept = dict(parts), kept
         self.average = _copied(kept.state_dict())
-        self.cycles: list[dict[str, Tensor]] = []  # averages at the ends of cycles
+        self.cycles: list[dict[str, Tensor]] = []  # averages at the last ENDS of cycles
         self.optimizers: list[torch.optim.Optimizer] = []
         self.enter(0)
 
@@ -118,7 +119,7 @@ class Trainer:
                 self.save()
                 return False
             if stage.cycle:
-                self.cycles.append(_copied(self.average))
+                self.cycles = [*self.cycles, _copied(self.average)][-ENDS:]
             self.enter(self.stage + 1)
             last = self.stage == len(self.stages)
             if self.cycles and (last or self.stages[self.stage].from_cycles):
@@ -164,8 +165,10 @@ class Trainer:
             value.copy_(state["average"][name])
         self.cycles = [
             {name: value.to(self.average[name].device) for name, value in weights.items()}
-            for weights in state["cycles"]
+            for weights in state.get("cycles", ())[-ENDS:]  # states of before had none, or all
         ]
+        if not state["optimizers"]:  # the end of a list of stages that has since become longer
+            return
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 

@@ -7,10 +7,10 @@
 
 Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
 are there already (`flashvl.train.tiny`'s), then everything, then an instruction mix; before them
-the encoder learns print, from dense targets. Two more stages are mostly words, the second of them
-half under weights as int4 leaves them; a last one starts from the mean of where these two ended,
-and the mean of all three ends is what is exported. Rates fall to 0 in each. Texts grow with the
-steps: from two characters to eight.
+the encoder learns print, from dense targets. Five more stages are mostly words, from the second on
+half under weights as int4 leaves them. Two of these start from the mean of the last ends before
+them, and the mean of the last three is what is exported. Rates fall to 0 in each. Texts grow with
+the steps: from two characters to eight.
 
 What was open, and how it was settled:
 
@@ -105,6 +105,10 @@ STAGES = (
           packed="int4", cycle=True),
     Stage("settle", 1000, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.4, 0.28, 0.15, 0.17),
           packed="int4", cycle=True, from_cycles=True),
+    Stage("spell", 3500, 6e-4, EVERYTHING, 24, pages=0.3, shares=(0.52, 0.2, 0.1, 0.18),
+          packed="int4", cycle=True, from_cycles=True),
+    Stage("rest", 1200, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.45, 0.25, 0.12, 0.18),
+          packed="int4", cycle=True),
 )  # fmt: skip
 
 
