@@ -141,8 +141,9 @@ def pack(w: Tensor, format: str, layout: str = "rows") -> PackedWeight:
     data = advise_huge_pages(w.new_empty((rows, width), dtype=dtype or w.dtype))
     scale = None if scale_shape is None else w.new_empty(scale_shape, dtype=torch.float32)
     step = _rows_at_a_time(columns)
+    filled = 0 if w.is_meta else rows  # a meta tensor has no values
     with torch.no_grad():
-        for row in range(0, 0 if w.is_meta else rows, step):
+        for row in range(0, filled, step):
             block = w[row : row + step]
             if scale is None:
                 data[row : row + step] = panels.floats_to_panels(block)

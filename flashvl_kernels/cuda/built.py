@@ -99,7 +99,7 @@ def write(path: Path, architectures: Sequence[int], ops: Sequence[str] = ()) -> 
     index = {
         "sources": sources.digest(),
         "compiler": f"nvcc {nvcc.release()}",
-        "architectures": sorted(architectures),
+        "architectures": sorted(set(architectures)),
         "entries": {op: made.entries for op, made in compiled.items()},
     }
     with zipfile.ZipFile(path, "w") as file:

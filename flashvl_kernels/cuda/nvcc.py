@@ -52,7 +52,7 @@ def release() -> str:
 def families(architectures: Sequence[int]) -> dict[int, list[int]]:
     """The architectures, ascending, by their families. Raises ValueError for one older than all."""
     found: dict[int, list[int]] = {}
-    for architecture in sorted(architectures):
+    for architecture in sorted(set(architectures)):
         older = [family for family in FAMILIES if family <= architecture]
         if not older:
             need = f"kernels need sm_{FAMILIES[0]} or newer"
