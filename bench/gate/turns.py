@@ -141,12 +141,8 @@ class Pair:
             raise RemoteError(f"{SIDES[i]} does not start: {error}") from error
 
     def _case(self, key: Key, sides: Sequence[Remote], judge: bool) -> Measured:
-        with ThreadPoolExecutor(2) as pool:
-            asked = [
-                pool.submit(_ask, i, side, "prepare", case=key, judge=judge)
-                for i, side in enumerate(sides)
-            ]
-        ready = [each.result() for each in asked]
+        # One after the other: their threads, bound to the same cores, spin where they wait.
+        ready = [_ask(i, sides[i], "prepare", case=key, judge=judge) for i in (0, 1)]
         status = ready[0]["status"], ready[1]["status"]
         reason = ready[0]["reason"], ready[1]["reason"]
         if status != ("ok", "ok"):
