@@ -189,6 +189,34 @@ def test_two_inputs_share_what_follows_and_come_back_from_one_folder(tmp_path: P
             assert torch.equal(value, expected[name].bfloat16()), name
 
 
+def test_a_later_first_stage_takes_every_weight_from_the_start(
+    tmp_path: Path, deterministic: None
+) -> None:
+    before = trainer(tmp_path / "before")
+    folder = tmp_path / "exported"
+    before.export(folder)
+    on = tiles.Trainer(
+        tmp_path / "on", 3, str(folder), workers=0, stages=STAGES, cases=[], first="join"
+    )
+    assert on.steps_done == 3
+    expected = before.kept.state_dict()
+    for name, value in on.average.items():
+        assert torch.equal(value, expected[name].bfloat16().float()), name
+    assert on.run()
+    assert on.steps_done == 7 and len(on.cycles) == 2
+
+    with pytest.raises(ValueError, match="first is 'sing'; needs a stage: look, align, join"):
+        tiles.Trainer(tmp_path, 4, workers=0, stages=STAGES, first="sing")
+    with pytest.raises(ValueError, match="first is 'join', which needs a trained start"):
+        tiles.Trainer(tmp_path, 4, tiles.RANDOM, workers=0, stages=STAGES, first="join")
+    (folder / tiles.SECOND).unlink()
+    with pytest.raises(CheckpointError, match="has no pixel_shuffle"):
+        tiles.Trainer(tmp_path, 4, str(folder), workers=0, stages=STAGES, first="join")
+    other = trainer(tmp_path / "on")
+    with pytest.raises(ValueError, match="not tiny: pass --start"):
+        other.resume()
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_training_sees_what_inference_sees(name: str) -> None:
     """Rows from the tiles' features are those of `embed_images`, under every policy."""

@@ -151,7 +151,7 @@ class Trainer:
             return
         state = torch.load(path, weights_only=True, map_location="cpu")
         for name, mine in self.identity().items():
-            saved = state["identity"][name]
+            saved = state["identity"].get(name, mine)  # states of before lack some
             if saved != mine:
                 raise ValueError(
                     f"{path} was trained with {name} {saved}, not {mine}: pass --{name} {saved}, "

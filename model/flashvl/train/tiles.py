@@ -3,6 +3,7 @@
     python -m flashvl.train.tiles                    # to the end; a killed run goes on where it was
     python -m flashvl.train.tiles --minutes 90       # as many steps as fit, settled at the start
     python -m flashvl.train.tiles --stop-after 30    # half an hour of it; the same command goes on
+    python -m flashvl.train.tiles --first spell      # on from what is shipped, with that stage
     python -m flashvl.train.tiles --device cuda --workers 12    # and so does any other device
 
 Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
@@ -115,8 +116,10 @@ STAGES = (
 class Trainer(loop.Trainer):
     """The tiny model with two adapter inputs, and where its training stands.
 
-    start: the checkpoint that encoder and decoder come from, or "random" for none. scale: times
-    the steps of every stage. pictures: in a step, by default what the stages say. cases: held-out
+    start: the checkpoint that encoder and decoder come from, or "random" for none. first: the name
+    of the stage to begin with; where that is not the first one, the adapter inputs come from
+    `start`, too (see `export`), and only the heads of the dense losses are new. scale: times the
+    steps of every stage. pictures: in a step, by default what the stages say. cases: held-out
     examples to watch; by default drawn. device: where it computes. A state goes on under any
     device and backend; bitwise as if it had not stopped where both stay, on a CPU.
     """
@@ -136,9 +139,17 @@ class Trainer(loop.Trainer):
         cases: list[TiledExample] | None = None,
         pictures: int | None = None,
         device: torch.device | str = "cpu",
+        first: str = "",
     ) -> None:
         if pictures is not None and pictures < 1:
             raise ValueError(f"pictures is {pictures}; a step needs 1 or more")
+        names = [stage.name for stage in stages]
+        self.first = first or names[0]
+        if self.first not in names:
+            raise ValueError(f"first is {first!r}; needs a stage: {', '.join(names)}")
+        begin = names.index(self.first)
+        if begin and start == RANDOM:
+            raise ValueError(f"first is {first!r}, which needs a trained start, not {RANDOM!r}")
         self.start, self.scale, self.workers = start, scale, workers
         self._cases = cases
         self.device = resolve_device(device)
@@ -152,6 +163,11 @@ class Trainer(loop.Trainer):
             self.model.vision.load_state_dict(before.vision.state_dict())
             self.model.decoder.load_state_dict(before.decoder.state_dict())
         self.adapters = self._two_inputs()
+        if begin:
+            assert before.folder is not None
+            other = second_input(before.folder, torch.float32, "rows")
+            self.adapters["pool"].load_state_dict(before.adapter.state_dict())
+            self.adapters["shuffle"].load_state_dict(other.adapter.state_dict())
         self.heads = DenseHeads(self.config.vision.dim, (GLYPHS, ORDERS, COLOUR_CLASSES), HALVES)
         kept = {"vision": self.model.vision, "adapter": self.adapters,
                 "decoder": self.model.decoder}  # fmt: skip
@@ -165,6 +181,7 @@ class Trainer(loop.Trainer):
         for part in parts.values():
             part.to(self.device)
         super().__init__(out, seed, scaled, parts, nn.ModuleDict(kept))
+        self.enter(begin)
 
     def _two_inputs(self) -> nn.ModuleDict:
         """The model's adapter, and one that shares all but its norm and first map."""
@@ -174,8 +191,8 @@ class Trainer(loop.Trainer):
         return nn.ModuleDict({"pool": self.model.adapter, "shuffle": second})
 
     def identity(self) -> dict[str, Any]:
-        pictures = self.stages[0].batch
-        return {"seed": self.seed, "start": self.start, "scale": self.scale, "pictures": pictures}
+        return {"seed": self.seed, "start": self.start, "first": self.first, "scale": self.scale,
+                "pictures": self.stages[0].batch}  # fmt: skip
 
     def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
         curriculum = Curriculum(
@@ -273,14 +290,16 @@ def image_rows(adapter: nn.Module, features: Tensor, policy: Policy, grid: TileG
     return rows.reshape(-1, grid.tiles * rows.shape[1], rows.shape[2])
 
 
-def second_input(folder: Path) -> FlashVL:
-    """The checkpoint in `folder` behind its other adapter input, in bf16."""
+def second_input(
+    folder: Path, dtype: torch.dtype = torch.bfloat16, layout: str = "auto"
+) -> FlashVL:
+    """The checkpoint in `folder` behind its other adapter input; see `FlashVL.from_pretrained`."""
     if not (folder / SECOND).exists():
         raise CheckpointError(
             f"{folder} has no {SECOND}; pass a folder that flashvl.train.tiles wrote (--export)"
         )
-    first = FlashVL.from_pretrained(folder)
-    model = FlashVL.random(_config("shuffle"))
+    first = FlashVL.from_pretrained(folder, dtype=dtype, layout=layout)
+    model = FlashVL.random(_config("shuffle"), dtype=dtype, layout=layout)
     model.load_weights({**first.released_state(), **load_file(folder / SECOND)})
     model.tokenizer, model.folder = first.tokenizer, folder
     return model
@@ -300,7 +319,8 @@ def scale_for(minutes: float, make: Callable[[Path, float], Trainer]) -> float:
     seconds = 0.0
     with TemporaryDirectory() as folder:
         trial = make(Path(folder), 1.0)
-        for number, stage in enumerate(trial.stages):
+        for number in range(trial.stage, len(trial.stages)):
+            stage = trial.stages[number]
             trial.enter(number)
             trial.step = stage.steps // 2  # where texts are as long as they get
             source = trial.batches(stage, trial.steps_done, TRIALS + 1)
@@ -322,7 +342,7 @@ def settled_scale(args: argparse.Namespace, make: Callable[[Path, float], Traine
     scale = scale_for(args.minutes, make)
     if scale <= 0:
         raise SystemExit(f"--minutes {args.minutes} is not enough for one step in a hundred")
-    print(f"{args.minutes:g} minutes: {scale:.2f} of the {sum(s.steps for s in STAGES)} steps")
+    print(f"{args.minutes:g} minutes: {scale:.2f} of the steps")
     return scale
 
 
@@ -338,6 +358,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="folder of the checkpoint")  # fmt: skip
     parser.add_argument("--start", default="tiny", metavar="CHECKPOINT",
                         help="of encoder and decoder: a folder, tiny or random")  # fmt: skip
+    parser.add_argument("--first", default=STAGES[0].name, metavar="STAGE",
+                        help="to begin with; --start gives a later one all weights")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every stage")
     parser.add_argument("--minutes", type=float, help="scale the steps to end after that many")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES",
@@ -354,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     def make(out: Path, scale: float) -> Trainer:
         return Trainer(
             out, args.seed, args.start, scale, args.workers,
-            pictures=args.pictures, device=args.device,
+            pictures=args.pictures, device=args.device, first=args.first,
         )  # fmt: skip
 
     with backend(args.backend):
