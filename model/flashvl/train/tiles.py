@@ -149,7 +149,10 @@ class Trainer(loop.Trainer):
             raise ValueError(f"first is {first!r}; needs a stage: {', '.join(names)}")
         begin = names.index(self.first)
         if begin and start == RANDOM:
-            raise ValueError(f"first is {first!r}, which needs a trained start, not {RANDOM!r}")
+            raise ValueError(
+                f"first is {first!r}, which needs a trained start, not {RANDOM!r}: pass a "
+                f"checkpoint, or leave first out"
+            )
         self.start, self.scale, self.workers = start, scale, workers
         self._cases = cases
         self.device = resolve_device(device)
@@ -342,7 +345,7 @@ def settled_scale(args: argparse.Namespace, make: Callable[[Path, float], Traine
     scale = scale_for(args.minutes, make)
     if scale <= 0:
         raise SystemExit(f"--minutes {args.minutes} is not enough for one step in a hundred")
-    print(f"{args.minutes:g} minutes: {scale:.2f} of the steps")
+    print(f"{args.minutes:g} minutes: {scale:.2f} of the steps from {args.first!r} on")
     return scale
 
 
@@ -358,8 +361,9 @@ def main(argv: list[str] | None = None) -> int:
                         help="folder of the checkpoint")  # fmt: skip
     parser.add_argument("--start", default="tiny", metavar="CHECKPOINT",
                         help="of encoder and decoder: a folder, tiny or random")  # fmt: skip
-    parser.add_argument("--first", default=STAGES[0].name, metavar="STAGE",
-                        help="to begin with; --start gives a later one all weights")  # fmt: skip
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--first", default=names[0], choices=names,
+                        help="stage to begin with; a later one takes all of --start")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every stage")
     parser.add_argument("--minutes", type=float, help="scale the steps to end after that many")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES",
