@@ -1,37 +1,45 @@
-// The rows that rms_norm and layer_norm read: x, or x + residual kept for the next layer.
+// The rows of rms_norm and layer_norm: x, or x + residual kept for the next layer, normalised.
+//
+// Memory is passed over once: every sweep over a row but the first finds it in the first-level
+// cache (a row of 1536 bf16 values is 3 KiB), and the last one fetches the next row, so that
+// reading goes on while it computes.
 #pragma once
 
-#include "columns.h"
+#include "row_norm.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// What is normalised: `values` after `sum_at` has gone over every column.
+// x + residual, rounded to T.
 template <class T>
-struct NormRow {
-  const T* x;
-  const T* residual;  // null: no residual
-  T* total;
-  const T* values;  // total, or x without a residual
-  const T* next;    // x of the next row, fetched while this one is written
-};
-
-template <class T, class Args>
-inline NormRow<T> norm_row(const Args& args, int64_t r) {
-  const T* x = static_cast<const T*>(args.x) + r * args.x_stride;
-  if (args.residual == nullptr) return {x, nullptr, nullptr, x, x + args.x_stride};
-  T* total = static_cast<T*>(args.total) + r * args.columns;
-  const T* residual = static_cast<const T*>(args.residual) + r * args.residual_stride;
-  return {x, residual, total, total, x + args.x_stride};
+inline void add_rows(const T* x, const T* residual, T* total, int64_t columns) {
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
+    const Two a = load_two(x + c), b = load_two(residual + c);
+    store_two(total + c, {a.a + b.a, a.b + b.b});
+  }
+  over_columns(columns - c, [&](int64_t i, auto n) {
+    store_at(total + c + i, load_at(x + c + i, n) + load_at(residual + c + i, n), n);
+  });
 }
 
-// x + residual rounded to T, which it writes to total; x itself without a residual.
-template <class T, class Count>
-inline F32 sum_at(const NormRow<T>& row, int64_t c, Count n) {
-  if (row.residual == nullptr) return load_at(row.x + c, n);
-  const F32 sum = round_to<T>(load_at(row.x + c, n) + load_at(row.residual + c, n));
-  store_at(row.total + c, sum, n);
-  return sum;
+// Rows [begin, end) of an op whose arguments are those of rms_norm or layer_norm.
+template <class T, class Args>
+inline void normalise_rows(const Args& args, const T* bias, int64_t begin, int64_t end) {
+  const RowNorm<T> norm = {static_cast<const T*>(args.weight), bias, args.eps};
+  for (int64_t r = begin; r < end; ++r) {
+    const T* x = static_cast<const T*>(args.x) + r * args.x_stride;
+    const T* values = x;
+    if (args.residual != nullptr) {
+      T* total = static_cast<T*>(args.total) + r * args.columns;
+      const T* residual = static_cast<const T*>(args.residual) + r * args.residual_stride;
+      add_rows(x, residual, total, args.columns);
+      values = total;
+    }
+    const RowMoments row = moments_of(&values, 1, args.columns, bias != nullptr, args.eps);
+    T* y = static_cast<T*>(args.y) + r * args.columns;
+    scale_piece(values, y, 0, args.columns, norm, row, x + args.x_stride);
+  }
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// RMSNorm or LayerNorm of one row that lies in the first-level cache: the norm that other ops fuse,
-// compress_tokens with a row of its own and products (matrix/normalised_row.h) while they pack
-// theirs.
+// RMSNorm or LayerNorm of one row that lies in the first-level cache: that of the ops of these
+// names (norm_rows.h) and of those that fuse it, compress_tokens with a row of its own and products
+// (matrix/normalised_row.h) while they pack theirs.
 //
 // Rounding as in flashvl_kernels/norm.py: RMSNorm rounds the normalised value before the weight
 // multiplies it, LayerNorm rounds once.
@@ -55,6 +55,13 @@ inline F32 last_values(const T* row, int64_t columns, float fill) {
 }
 
 template <class T>
+inline F32 squares_of(const T* row, int64_t columns) {
+  const auto add = [](F32 total, F32 value) { return fma(value, value, total); };
+  const F32 whole = sum_row<F32>(row, columns, add);
+  return columns % kLanes ? add(whole, last_values(row, columns, 0.0f)) : whole;
+}
+
+template <class T>
 inline Deviations deviations_of(const T* row, int64_t columns, float centre) {
   const F32 from = splat(centre);
   const auto add = [from](Deviations total, F32 value) {
@@ -65,7 +72,7 @@ inline Deviations deviations_of(const T* row, int64_t columns, float centre) {
   return columns % kLanes ? add(whole, last_values(row, columns, centre)) : whole;
 }
 
-// What one vector of a row becomes.
+// What one vector of a row becomes, or two.
 template <class T, bool layer>
 struct Scale {
   F32 centre;
@@ -75,6 +82,12 @@ struct Scale {
   F32 operator()(F32 value, F32 weight, F32 bias) const {
     if (!layer) return round_to<T>(value * rstd) * weight;
     return fma(fma(value - centre, rstd, shift), weight, bias);
+  }
+
+  Two operator()(Two value, Two weight, Two bias) const {
+    if (layer) return {(*this)(value.a, weight.a, bias.a), (*this)(value.b, weight.b, bias.b)};
+    const Two normal = round_to<T>(Two{value.a * rstd, value.b * rstd});
+    return {normal.a * weight.a, normal.b * weight.b};
   }
 };
 
@@ -88,7 +101,7 @@ inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, con
   for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
     fetch(next + c);
     const Two value = load_two(row + c), w = load_two(weight + c), b = load_two(shift + c);
-    store_two(to + c, {scale(value.a, w.a, b.a), scale(value.b, w.b, b.b)});
+    store_two(to + c, scale(value, w, b));
   }
   for (; c < columns; c += kLanes) {
     const int64_t n = columns - c < kLanes ? columns - c : kLanes;
@@ -124,7 +137,8 @@ inline MeanDeviations mean_deviations(const T* const* pieces, int64_t count, int
   return {mean.first / values, mean.square / values};
 }
 
-// Those of one row that lies in `count` pieces of `columns` values. RMSNorm takes no mean off.
+// Those of one row that lies in `count` pieces of `columns` values. RMSNorm takes no mean off. What
+// is done once a row is done in double, so that a whole row does not err the same way.
 //
 // LayerNorm sweeps once, about the mean of the row's first values: any centre will do (the variance
 // is E[(x - c)^2] - E[x - c]^2) that is within a standard deviation of the mean, for then at most
@@ -132,16 +146,16 @@ inline MeanDeviations mean_deviations(const T* const* pieces, int64_t count, int
 template <class T>
 inline RowMoments moments_of(const T* const* pieces, int64_t count, int64_t columns, bool layer,
                              float eps) {
-  float centre = 0.0f;
-  if (layer) {
-    const bool whole = columns >= kLanes;
-    const F32 some = whole ? load(pieces[0]) : load_some(pieces[0], columns);
-    centre = reduce_add(some) / static_cast<float>(whole ? kLanes : columns);
-  }
-  MeanDeviations mean = mean_deviations(pieces, count, columns, centre);
   if (!layer) {
-    return {0.0f, static_cast<float>(1.0 / __builtin_sqrt(mean.square + eps)), 0.0f};
+    double squares = 0.0;
+    for (int64_t k = 0; k < count; ++k) squares += reduce_add(squares_of(pieces[k], columns));
+    const double mean = squares / static_cast<double>(count * columns);
+    return {0.0f, static_cast<float>(1.0 / __builtin_sqrt(mean + eps)), 0.0f};
   }
+  const bool whole = columns >= kLanes;
+  const F32 some = whole ? load(pieces[0]) : load_some(pieces[0], columns);
+  float centre = reduce_add(some) / static_cast<float>(whole ? kLanes : columns);
+  MeanDeviations mean = mean_deviations(pieces, count, columns, centre);
   if (!(2.0 * mean.first * mean.first <= mean.square)) {
     centre = static_cast<float>(centre + mean.first);
     mean = mean_deviations(pieces, count, columns, centre);
@@ -150,24 +164,29 @@ inline RowMoments moments_of(const T* const* pieces, int64_t count, int64_t colu
   return {centre, static_cast<float>(rstd), static_cast<float>(-mean.first * rstd)};
 }
 
+// `columns` values from column `first` of a norm's row on. to may be the row itself; next: what is
+// fetched meanwhile.
+template <class T>
+inline void scale_piece(const T* row, T* to, int64_t first, int64_t columns, const RowNorm<T>& norm,
+                        const RowMoments& of, const T* next) {
+  const F32 centre = splat(of.centre), scale = splat(of.scale), shift = splat(of.shift);
+  const T* weight = norm.weight + first;
+  if (norm.bias == nullptr) {
+    scale_row<T, false>(row, to, columns, weight, nullptr, {centre, scale, shift}, next);
+  } else {
+    scale_row<T, true>(row, to, columns, weight, norm.bias + first, {centre, scale, shift}, next);
+  }
+}
+
 // Such a row, normalised. A piece may lie at its own place in to. ahead: how far behind each piece
 // the caller's next row has one, which is fetched meanwhile.
 template <class T>
 inline void normalise(const T* const* pieces, int64_t count, T* to, int64_t columns,
                       const RowNorm<T>& norm, int64_t ahead = 0) {
   const RowMoments row = moments_of(pieces, count, columns, norm.bias != nullptr, norm.eps);
-  const F32 centre = splat(row.centre), scale = splat(row.scale), shift = splat(row.shift);
   for (int64_t k = 0; k < count; ++k) {
     const int64_t first = k * columns;
-    const T* weight = norm.weight + first;
-    const T* next = pieces[k] + ahead;
-    if (norm.bias == nullptr) {
-      scale_row<T, false>(pieces[k], to + first, columns, weight, nullptr, {centre, scale, shift},
-                          next);
-    } else {
-      scale_row<T, true>(pieces[k], to + first, columns, weight, norm.bias + first,
-                         {centre, scale, shift}, next);
-    }
+    scale_piece(pieces[k], to + first, first, columns, norm, row, pieces[k] + ahead);
   }
 }
 

@@ -7,6 +7,8 @@
 //   reciprocal(d)                        1 / d for d from 1 to infinity
 //   abs(a) sqrt(a) round(a)              round: to the nearest integer, ties to even
 //   scale_by_power(a, n)                 a * 2^n for whole n in [-252, 254]; underflow to zero
+//   scale_normal(a, n)                   the same where a is in [0.7, 1.5), n in [-125, 128] and
+//                                        the result a normal number or, of a = 1, infinity
 //   Mask, less(a, b), is_nan(a)          comparisons lane by lane; NaN is less than nothing
 //   select(mask, a, b)                   a where the mask holds, else b
 //   reduce_add(a) reduce_max(a)          over the lanes, pairwise; no NaN in reduce_max
@@ -17,7 +19,7 @@
 //   Two, load_two(p) store_two(p, two)   2 * kLanes elements in an order of the level's choice:
 //                                        bf16 needs fewer instructions so than as two vectors
 //   store_both(p, a, b)                  a, then b; bf16 subnormals may become zeros
-//   round_to<T>(a)                       the value a store and a load of T would give
+//   round_to<T>(a)                       the value a store and a load of T would give; of Two too
 //   for_lanes(columns, f)                f(first, n) for each run of n <= kLanes columns
 //
 // p points at float, BF16 or F16 (loads: at uint8_t too), with no alignment needed. Everything is
@@ -43,6 +45,11 @@
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
+
+template <class T>
+inline Two round_to(Two two) {
+  return round_both<T>(two);
+}
 
 template <class Function>
 inline void for_lanes(int64_t columns, Function f) {

@@ -20,9 +20,9 @@ LARGEST = {
     "exp": 1.1,
     "sigmoid": 2.4,
     "silu": 2.4,
-    "quick_silu": 2.5,
+    "quick_silu": 100,
     "gelu_tanh": 1.2e-7,
-    "quick_gelu_tanh": 1.4e-7,
+    "quick_gelu_tanh": 5e-7,
     "normal_cdf": 1e-7,
 }
 

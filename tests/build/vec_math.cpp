@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 
 using namespace flashvl::cpu;
@@ -111,6 +112,13 @@ void special_values() {
       std::printf("FAILED silu(%g)\n", x);
   }
   expect("silu(-0)", apply(silu<true>, -0.0f), -0.0f);
+  expect("quick_silu(inf)", apply(silu<false>, kInf), kInf);
+  expect("quick_silu(-inf)", apply(silu<false>, -kInf), kNaN);
+  expect("quick_silu(huge)", apply(silu<false>, kHuge), kHuge);
+  expect("quick_silu(-huge)", apply(silu<false>, -kHuge), -0.0f);
+  expect("quick_exp(88.8)", apply(quick_exp, 88.8f), kInf);
+  expect("quick_gelu_tanh(huge)", apply(gelu_tanh<false>, kHuge), kHuge);
+  expect("quick_gelu_tanh(-huge)", apply(gelu_tanh<false>, -kHuge), -0.0f);
   expect("gelu_tanh(inf)", apply(gelu_tanh<true>, kInf), kInf);
   expect("gelu_tanh(huge)", apply(gelu_tanh<true>, kHuge), kHuge);
   expect("gelu_tanh(-huge)", apply(gelu_tanh<true>, -kHuge), -0.0f);
@@ -154,6 +162,10 @@ void words() {
     const float wanted = std::ldexp(1.0f, n);
     expect("scale_by_power", first(scale_by_power(one, splat(static_cast<float>(n)))), wanted);
   }
+  for (int n = -125; n <= 128; ++n) {
+    expect("scale_normal", first(scale_normal(one, splat(static_cast<float>(n)))),
+           std::ldexp(1.0f, n));
+  }
   expect("less(1, 2)", first(select(less(one, two), one, two)), 1.0f);
   expect("less(2, 1)", first(select(less(two, one), one, two)), 2.0f);
   expect("less(NaN, 1)", first(select(less(nan, one), one, two)), 2.0f);
@@ -187,6 +199,34 @@ void lanes() {
   }
 }
 
+// Two vectors at once round as one does, whichever of them holds a NaN.
+template <class T>
+void pairs() {
+  const float numbers[] = {1.0f, 1.00390625f, 1.01171875f, 3.3e38f, -0.0f, 1e-40f, kInf, -2.7f};
+  for (int odd_one = -1; odd_one < 2 * kLanes; ++odd_one) {
+    for (const uint32_t nan : {0x7fc00000u, 0xffffffffu, 0x7fffffffu}) {
+      float values[2 * kLanes];
+      for (int i = 0; i < 2 * kLanes; ++i) values[i] = numbers[i % 8];
+      if (odd_one >= 0) std::memcpy(values + odd_one, &nan, sizeof nan);
+      const Two two = {load(values), load(values + kLanes)};
+      T out[2 * kLanes], one[kLanes];
+      store_two(out, two);
+      float found[2 * kLanes], rounded[2 * kLanes], wanted[2 * kLanes];
+      const Two back = load_two(out), near = round_to<T>(two);
+      store(found, back.a), store(found + kLanes, back.b);
+      store(rounded, near.a), store(rounded + kLanes, near.b);
+      for (int half = 0; half < 2; ++half) {
+        store(one, half ? two.b : two.a);
+        store(wanted + half * kLanes, load(one));
+      }
+      for (int i = 0; i < 2 * kLanes; ++i) {
+        expect("store_two", found[i], wanted[i]);
+        expect("round_to", rounded[i], wanted[i]);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -198,4 +238,7 @@ int main() {
   special_values();
   words();
   lanes();
+  pairs<float>();
+  pairs<BF16>();
+  pairs<F16>();
 }

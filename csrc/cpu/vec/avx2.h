@@ -39,6 +39,11 @@ inline F32 scale_by_power(F32 a, F32 n) {
                         _mm256_castsi256_ps(second))};
 }
 
+inline F32 scale_normal(F32 a, F32 n) {
+  const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n.lanes), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.lanes), power))};
+}
+
 struct Mask {
   __m256 lanes;
 };
@@ -99,12 +104,17 @@ inline F32 load(const uint8_t* p) {
 
 inline F32 load(const F16* p) { return {_mm256_cvtph_ps(load_16_bit(p))}; }
 
-// The high halves of the result are bf16 bits, rounded to nearest even; the low halves are rest.
-inline __m256i round_high_half(F32 a) {
+// The high halves of the result are bf16 bits, rounded to nearest even; the low halves are rest. Of
+// a NaN they are anything.
+inline __m256i round_number(F32 a) {
   const __m256i bits = _mm256_castps_si256(a.lanes);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-  const __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, bias));
+  return _mm256_add_epi32(bits, bias);
+}
+
+inline __m256i round_high_half(F32 a) {
+  const __m256 rounded = _mm256_castsi256_ps(round_number(a));
   const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
   const __m256 is_nan = _mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q);
   return _mm256_castps_si256(_mm256_blendv_ps(rounded, nan, is_nan));
@@ -167,12 +177,19 @@ inline Two load_two(const BF16* p) {
   return {{_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))}, {_mm256_castsi256_ps(odd)}};
 }
 
+// One comparison tells for both that there is no NaN, which the rounding of a number may skip.
+inline bool all_numbers(Two two) {
+  const __m256 unordered = _mm256_cmp_ps(two.a.lanes, two.b.lanes, _CMP_UNORD_Q);
+  return __builtin_expect(_mm256_movemask_ps(unordered) == 0, true);
+}
+
 template <>
 inline void store_two(BF16* p, Two two) {
-  const __m256i even = _mm256_srli_epi32(round_high_half(two.a), 16);
-  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  const __m256i odd = _mm256_and_si256(round_high_half(two.b), high);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(even, odd));
+  const bool numbers = all_numbers(two);
+  const __m256i even = numbers ? round_number(two.a) : round_high_half(two.a);
+  const __m256i odd = numbers ? round_number(two.b) : round_high_half(two.b);
+  const __m256i both = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0b10101010);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
 }
 
 template <class T>
@@ -192,6 +209,19 @@ inline F32 round_to<BF16>(F32 a) {
 template <>
 inline F32 round_to<F16>(F32 a) {
   return {_mm256_cvtph_ps(to_f16(a))};
+}
+
+template <class T>
+inline Two round_both(Two two) {
+  return {round_to<T>(two.a), round_to<T>(two.b)};
+}
+
+template <>
+inline Two round_both<BF16>(Two two) {
+  if (!all_numbers(two)) return {round_to<BF16>(two.a), round_to<BF16>(two.b)};
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {{_mm256_castsi256_ps(_mm256_and_si256(round_number(two.a), high))},
+          {_mm256_castsi256_ps(_mm256_and_si256(round_number(two.b), high))}};
 }
 
 }  // namespace

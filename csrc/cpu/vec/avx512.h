@@ -36,6 +36,7 @@ inline F32 round(F32 a) {
   return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 inline F32 scale_by_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.lanes, n.lanes)}; }
+inline F32 scale_normal(F32 a, F32 n) { return scale_by_power(a, n); }
 
 struct Mask {
   __mmask16 lanes;
@@ -192,6 +193,11 @@ inline F32 round_to<BF16>(F32 a) {
 template <>
 inline F32 round_to<F16>(F32 a) {
   return from_f16(to_f16(a));
+}
+
+template <class T>
+inline Two round_both(Two two) {
+  return {round_to<T>(two.a), round_to<T>(two.b)};
 }
 
 }  // namespace

@@ -136,6 +136,8 @@ inline F32 scale_by_power(F32 a, F32 n) {
   return a;
 }
 
+inline F32 scale_normal(F32 a, F32 n) { return scale_by_power(a, n); }
+
 struct Mask {
   bool lane[kLanes];
 };
@@ -239,6 +241,11 @@ inline F32 round_to(F32 a) {
 template <>
 inline F32 round_to<float>(F32 a) {
   return a;
+}
+
+template <class T>
+inline Two round_both(Two two) {
+  return {round_to<T>(two.a), round_to<T>(two.b)};
 }
 
 }  // namespace
