@@ -7,12 +7,14 @@ pixel count that is checked in the header, before any memory is taken. Colour pr
 as other VLM loaders do.
 
 The grid choice is InternVL's (arXiv 2312.14238 and its published code): closest aspect ratio; among
-equally close grids the larger one only if the image has more than half of its pixels.
+equally close grids the larger one only if the image has more than half of its pixels. What tiles
+that overlap span is less wide than their number says: there the aspect ratio is that of the span.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -95,10 +97,10 @@ class ImagePlan:
 def plan(height: int, width: int, policy: ImagePolicy) -> ImagePlan:
     """The grids for an image of height x width pixels.
 
-    Candidates are `policy.grids`, or every rows x cols of min_tiles to max_tiles. The one whose
-    cols/rows is closest to width/height wins. Of equally close ones (1x1, 2x2, ...) the largest
-    whose canvas has less than twice the image's pixels wins, so that a small image is not blown up;
-    if none, the smallest.
+    Candidates are `policy.grids`, or every rows x cols of min_tiles to max_tiles. The one that
+    spans an aspect ratio closest to width/height wins: cols/rows where tiles don't overlap. Of
+    equally close ones (1x1, 2x2, ...) the largest whose canvas has less than twice the image's
+    pixels wins, so that a small image is not blown up; if none, the smallest.
     """
     if height < 1 or width < 1:
         raise ImageError(f"image of {height}x{width} pixels is empty; needs at least 1x1")
@@ -136,7 +138,7 @@ def _closest_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, in
     aspect = Fraction(width, height)
     best, best_distance = (1, 1), None
     for rows, cols in sorted(candidates, key=lambda grid: (grid[0] * grid[1], grid[0])):
-        distance = abs(aspect - Fraction(cols, rows))
+        distance = abs(aspect - _aspect(rows, cols, policy))
         canvas_rows, canvas_cols = policy.grid(rows, cols).canvas_full
         detailed = 2 * height * width > canvas_rows * canvas_cols * policy.patch**2
         if (
@@ -146,6 +148,14 @@ def _closest_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, in
         ):
             best, best_distance = (rows, cols), distance
     return best
+
+
+def _aspect(rows: int, cols: int, policy: ImagePolicy) -> Fraction:
+    """Width by height of what a grid spans, its border left out. Grids of one shape (1x2, 2x4)
+    count as equal, though with an overlap the larger spans a little more: it would win for that."""
+    common = math.gcd(rows, cols)
+    height, width = policy.grid(rows // common, cols // common).canvas
+    return Fraction(width, height)
 
 
 def _from_path(source: str | os.PathLike[str], max_pixels: int) -> Tensor:

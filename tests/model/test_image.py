@@ -68,6 +68,36 @@ def test_a_small_image_between_two_aspects_takes_the_smaller_grid() -> None:
     assert plan(1000, 1500, policy).grids[0].cols == 2
 
 
+HALVES = dataclasses.replace(
+    POLICY, tile=8, patch=8, max_tiles=9, thumbnail=False, stitch=True, overlap=4, rule="linear"
+)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "cols"),
+    [
+        (64, 112, 1, 3),  # 1.75 lies between the 1.5 and 2 of two and three tiles; by number, at 2
+        (64, 96, 1, 2),
+        (112, 64, 3, 1),
+        (128, 128, 3, 3),
+        (10, 20, 1, 3),
+        (4000, 8000, 1, 3),
+    ],
+)
+def test_the_aspect_of_overlapping_tiles_is_what_they_span(
+    height: int, width: int, rows: int, cols: int
+) -> None:
+    grid = plan(height, width, HALVES).grids[0]
+    assert (grid.rows, grid.cols) == (rows, cols)
+
+
+def test_overlapping_grids_of_one_shape_are_equally_close() -> None:
+    """1x2 spans 64x96 px and 2x4 96x160: closer to 2, but ten times an image of 16x32."""
+    policy = dataclasses.replace(HALVES, grids=((1, 2), (2, 4)))
+    assert plan(16, 32, policy).grids[0].rows == 1
+    assert plan(160, 320, policy).grids[0].rows == 2
+
+
 def test_an_explicit_list_is_all_there_is() -> None:
     policy = dataclasses.replace(POLICY, grids=((2, 2), (1, 3)))
     assert [(g.rows, g.cols) for g in plan(1, 1, policy).grids] == [(2, 2), (1, 1)]
