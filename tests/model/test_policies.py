@@ -50,8 +50,26 @@ def test_nine_tiles_have_the_canvas_of_plain_ones_pixel_for_pixel() -> None:
         seen = stitch_tiles(rows, crop)[0].unflatten(0, (16, 16)).unflatten(2, (3, 8, 8))
         pixels = (seen.permute(0, 3, 1, 4, 2).reshape(*SIZE, 3) * 0.5 + 0.5) * 255
         torch.testing.assert_close(pixels, torch.from_numpy(picture).float(), atol=0.51, rtol=0)
-        assert not policy.spans((64, 128)) and policy.spans(SIZE)
+        assert policy.spans(SIZE)
     assert POLICIES["overlap 2 crop"].framed(picture) is picture
+
+
+@pytest.mark.parametrize("size", ((64, 128), (128, 64), (64, 64)))
+def test_half_overlapping_tiles_hold_a_picture_of_any_shape_unscaled(size: tuple[int, int]) -> None:
+    """The other overlaps need a border, which lies on all sides: squares only."""
+    picture = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8))
+    for policy in (p for p in POLICIES.values() if p.axis == "resolution"):
+        assert policy.spans(size) == (policy.image.overlap == 4)
+        if not policy.spans(size):
+            continue
+        grid = grid_for(policy, size)
+        assert tuple(8 * side for side in grid.canvas) == size
+        assert grid.tiles == {(64, 64): 1}.get(size, 3)
+        ((rows, _),) = image_to_inputs(picture, policy.image)
+        crop = TileGrid(grid.rows, grid.cols, 8, grid.overlap, "crop")
+        seen = stitch_tiles(rows, crop)[0].unflatten(0, grid.canvas).unflatten(2, (3, 8, 8))
+        pixels = (seen.permute(0, 3, 1, 4, 2).reshape(*size, 3) * 0.5 + 0.5) * 255
+        torch.testing.assert_close(pixels, picture.float(), atol=0.51, rtol=0)
 
 
 def test_the_frame_has_the_colour_of_the_edge() -> None:
@@ -117,7 +135,9 @@ def test_weights_move_between_the_policies_of_a_family(family: str) -> None:
     assert set(drawn) == {p.name for p in members}
     assert mix(TINY, family, 1, 7) == mix(TINY, family, 1, 7)
     wide = {mix(TINY, family, 1, n, (64, 128)).axis for n in range(200)}
-    assert "resolution" not in wide and len(wide) == (4 if family == "pool" else 1)
+    assert len(wide) == (5 if family == "pool" else 1)
+    nine = {mix(TINY, family, 1, n, (64, 128)).name for n in range(200)}
+    assert not any("overlap 1" in name or "overlap 2" in name for name in nine if "9 t" in name)
     if family == "pool":  # 18 weights, the rules of nine tiles a third each
         nine = sum(count for name, count in drawn.items() if "9 tiles" in name)
         assert nine / 900 == pytest.approx(3 / 18, abs=0.04)

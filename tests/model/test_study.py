@@ -238,8 +238,8 @@ def test_a_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert study.main(["--from", str(trained), *where]) == 0
     lines = study_page.read_lines(path)
     assert [line["policy"] for line in lines[2:]] == [policy.name for policy in POLICIES]
-    for line in lines[2:]:
-        spans = "-" if line["axis"] == "resolution" else "01"
+    for line, policy in zip(lines[2:], POLICIES, strict=True):
+        spans = "01" if policy.spans(cases[1].size) else "-"
         assert line["right"][0] in "01" and line["right"][1] in spans
         assert line["first_token_s"][0] > 0 and line["image_flops"] > 0
         assert line["tiles"] == {"one tile": 1, "resolution": 9}.get(line["axis"], 4)

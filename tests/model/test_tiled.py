@@ -253,6 +253,16 @@ def test_some_training_words_have_their_letters_in_any_order_and_no_held_out_one
     assert abs(share(False) - printed.JUMBLED) < 0.1
 
 
+def test_jumbled_words_have_few_to_many_narrow_letters() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [printed.jumble(rng, 8) for _ in range(600)]
+    narrow = np.array([sum(letter in printed.NARROW for letter in text) for text in drawn])
+    chance = len(printed.NARROW) / len(printed.LETTERS)
+    wanted = printed.MOST_NARROW / 2 * (1 - chance) + chance
+    assert narrow.mean() / 8 == pytest.approx(wanted, abs=0.03)
+    assert (narrow == 0).any() and (narrow >= 7).any()
+
+
 def test_held_out_digits_never_meet_the_training_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     train, held = digits.handwriting(False), digits.handwriting(True)
     assert not set(sum(train.indices, ())) & set(sum(held.indices, ()))

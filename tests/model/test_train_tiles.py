@@ -28,7 +28,7 @@ from flashvl.train import (
 )
 from flashvl.train.dataset import to_tensors
 from flashvl.train.glyphs import read_out, symbol_of
-from flashvl.train.policies import config_for, policies
+from flashvl.train.policies import SHIPPED, config_for, policies
 from flashvl.train.step_speed import Timed, compare, report
 from flashvl.train.tile_targets import HALVES
 from flashvl.train.tiled_batches import (
@@ -182,7 +182,7 @@ def test_two_inputs_share_what_follows_and_come_back_from_one_folder(tmp_path: P
     assert (folder / tiles.SECOND).stat().st_size < 400_000
     loaded = {"pool": FlashVL.from_pretrained(folder), "shuffle": tiles.second_input(folder)}
     for family, model in loaded.items():
-        assert model.config == config_for(TINY, POLICIES[tiles.SHIPPED[family]])
+        assert model.config == config_for(TINY, POLICIES[SHIPPED[family]])
         expected, found = one.checkpoint(family).released_state(), model.released_state()
         assert found.keys() == expected.keys() and model.tokenizer is not None
         for name, value in found.items():
@@ -296,6 +296,16 @@ def test_texts_grow_to_their_full_length_halfway() -> None:
 def test_a_quarter_of_the_batches_go_through_the_second_input() -> None:
     kinds = [policy_of(TINY, 0, number, BIG).family for number in range(300)]
     assert kinds.count("shuffle") / 300 == pytest.approx(tiled_batches.SHUFFLE_SHARE, abs=0.08)
+
+
+def test_a_stage_gives_the_shipped_policy_its_share_and_draws_the_others_as_before() -> None:
+    for own in (0.0, 0.4, 1.0):
+        found = [policy_of(TINY, 0, number, BIG, own) for number in range(300)]
+        mixed = [policy_of(TINY, 0, number, BIG) for number in range(300)]
+        assert all(a == b or a.name == SHIPPED["pool"] for a, b in zip(found, mixed, strict=True))
+        other = sum(a != b for a, b in zip(found, mixed, strict=True))
+        assert other / 300 == pytest.approx(own * (1 - 1 / 72), abs=0.08)  # some are it anyway
+    assert {stage.own for stage in tiles.STAGES} == {0.0, 0.4}
 
 
 def test_progress_drops_what_a_killed_run_left(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ overlap of 2), so the picture is scaled down: what overlap does to the seams and
 resolution come together. The resolution axis takes them apart. Three tiles a side, less a border,
 give the canvas of plain tiles patch for patch whatever the overlap (BORDERS); the picture stands on
 it unscaled, inside a margin that the border drops. Source, resolution and tokens are those of plain
-tiles then; nine tiles instead of four is the price, and stands in the costs. That works for square
-pictures only.
+tiles then; nine tiles instead of four is the price, and stands in the costs. A border lies on all
+sides, so that works for square pictures only; but at an overlap of 4, half a tile, none is left,
+and three tiles span a wide picture in the same way.
 
 Pixel shuffle makes tokens of 4 C channels where pooling keeps C, so no one adapter takes both. A
 family of policies is what one model can run under: "pool" (all but shuffle) and "shuffle".
@@ -41,6 +42,9 @@ SHUFFLE_FACTOR = 2
 OVERLAPS = (0, 1, 2, 4)
 RULES = ("crop", "mean", "linear")
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2))
+UNSCALED = ((1, 1), (1, 3), (3, 1), (3, 3))  # grids of half-overlapping tiles
+# What the tiny model's two configurations run under, by family: what was right most often.
+SHIPPED = {"pool": "overlap 4 linear, 9 tiles", "shuffle": "pixel shuffle"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ class Policy:
 
     def spans(self, size: tuple[int, int]) -> bool:
         """Whether a picture of `size` (H, W) px can be had under this policy."""
-        return self.axis != "resolution" or size == SQUARE
+        if self.axis != "resolution":
+            return True
+        framed = framed_size(self, size)
+        return any(_span(self.image, grid) == framed for grid in self.image.candidates())
 
     def framed(self, pictures: np.ndarray) -> np.ndarray:
         """Pictures uint8 [..., H, W, 3] inside their margin, in the colour of their edge."""
@@ -115,9 +122,10 @@ def policies(config: FlashVLConfig) -> tuple[Policy, ...]:
         return Policy(f"overlap {overlap} {rule}", "overlap", image)
 
     def unscaled(overlap: int, rule: str) -> Policy:
+        border = BORDERS[overlap]
         image = _image(
-            base, max_tiles=9, grids=((3, 3),), stitch=True, overlap=overlap,
-            border=BORDERS[overlap], rule=rule, compression=adaptive,
+            base, max_tiles=9, grids=((3, 3),) if border else UNSCALED, stitch=True,
+            overlap=overlap, border=border, rule=rule, compression=adaptive,
         )  # fmt: skip
         return Policy(f"overlap {overlap} {rule}, 9 tiles", "resolution", image)
 
@@ -135,6 +143,11 @@ def policies(config: FlashVLConfig) -> tuple[Policy, ...]:
         found.append(Policy(f"{kind} pooling" if kind != "shuffle" else "pixel shuffle",
                             "compression", image))  # fmt: skip
     return tuple(found)
+
+
+def shipped(config: FlashVLConfig, family: str) -> Policy:
+    """The policy of SHIPPED for a family."""
+    return next(p for p in policies(config) if p.name == SHIPPED[family])
 
 
 def config_for(config: FlashVLConfig, policy: Policy) -> FlashVLConfig:
@@ -162,6 +175,13 @@ def mix(
 def framed_size(policy: Policy, size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of a picture of `size` px inside its margin."""
     return size[0] + 2 * policy.margin, size[1] + 2 * policy.margin
+
+
+def _span(image: ImagePolicy, grid: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) px of the picture that `grid` (rows, columns) holds unscaled."""
+    step = image.tile - image.overlap
+    rows, cols = (image.tile + (count - 1) * step for count in grid)
+    return rows * image.patch, cols * image.patch
 
 
 def grid_for(policy: Policy, size: tuple[int, int]) -> TileGrid:

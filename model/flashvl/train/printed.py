@@ -43,8 +43,10 @@ SIGNS = ("exit", "open", "closed", "stop", "taxi", "hotel", "museum", "station",
          "push", "pull", "office", "toilets", "garden", "library", "market")  # fmt: skip
 ONSETS, VOWELS, CODAS = "bcdfghjklmnprstvwyz", "aeiou", "dklmnprstx"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+NARROW = "fijlrt"  # several of them stand in one token
 JUMBLED = 0.35  # of the training words
 DOUBLED = 0.12  # of the letters of those
+MOST_NARROW = 0.7  # of them; the share is drawn for each word
 HELD_OUT_SHARE = 5  # one text in five
 
 
@@ -72,11 +74,13 @@ def spell(rng: np.random.Generator, length: int) -> str:
 
 
 def jumble(rng: np.random.Generator, length: int) -> str:
-    """Letters in any order, more of them doubled than chance would."""
+    """Letters in any order, more of them doubled and more of them narrow than by chance."""
+    narrow = rng.uniform(0, MOST_NARROW)
     text = ""
     while len(text) < length:
         again = text != "" and rng.random() < DOUBLED
-        text += text[-1] if again else LETTERS[int(rng.integers(len(LETTERS)))]
+        letters = NARROW if rng.random() < narrow else LETTERS
+        text += text[-1] if again else letters[int(rng.integers(len(letters)))]
     return text
 
 

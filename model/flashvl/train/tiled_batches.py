@@ -28,7 +28,7 @@ from flashvl.train.batches import conversation
 from flashvl.train.canvas import Turn
 from flashvl.train.dataset import in_order, to_tensors
 from flashvl.train.glyphs import Pointer
-from flashvl.train.policies import Policy, framed_size, grid_for, mix
+from flashvl.train.policies import Policy, framed_size, grid_for, mix, shipped
 from flashvl.train.tile_targets import tile_targets, token_shares
 from flashvl.train.tiled import SHARES, batch_kind, examples
 from flashvl.train.tiled_example import TiledExample
@@ -75,7 +75,8 @@ class TiledBatch:
 @dataclass(frozen=True)
 class Curriculum:
     """Longest text to read, in characters: from `start` at batch `first` up to `stop` halfway
-    through `steps` batches, and `stop` from there on. pages, shares: see tiled.batch_kind."""
+    through `steps` batches, and `stop` from there on. pages, shares: see tiled.batch_kind.
+    own: see policy_of."""
 
     first: int
     steps: int
@@ -83,15 +84,22 @@ class Curriculum:
     stop: int
     pages: float = 0.0
     shares: tuple[float, ...] = SHARES
+    own: float = 0.0
 
     def longest(self, number: int) -> int:
         done = min(1.0, 2 * (number - self.first) / max(1, self.steps))
         return self.start + int(done * (self.stop - self.start))
 
 
-def policy_of(config: FlashVLConfig, seed: int, number: int, size: tuple[int, int]) -> Policy:
-    """The policy of a training batch: one of the shuffle family in SHUFFLE_SHARE of them."""
-    shuffled = np.random.default_rng((FAMILY, seed, number)).random() < SHUFFLE_SHARE
+def policy_of(
+    config: FlashVLConfig, seed: int, number: int, size: tuple[int, int], own: float = 0.0
+) -> Policy:
+    """The policy of a training batch: that which the model is shipped with in a share `own` of
+    them; of the others, one of the shuffle family in SHUFFLE_SHARE."""
+    rng = np.random.default_rng((FAMILY, seed, number))
+    shuffled = rng.random() < SHUFFLE_SHARE
+    if rng.random() < own:
+        return shipped(config, "pool")
     return mix(config, "shuffle" if shuffled else "pool", seed, number, size)
 
 
@@ -114,7 +122,7 @@ def draw(
     tokenizer: the checkpoint folder that has its files.
     """
     kind = batch_kind(seed, number, curriculum.pages, curriculum.shares)
-    policy = policy_of(config, seed, number, kind[0])
+    policy = policy_of(config, seed, number, kind[0], curriculum.own)
     made = examples(seed, batch, number, kind, curriculum.longest(number))
     return drawn_under(made, policy, speller(tokenizer, config.decoder.vocab))
 

@@ -8,10 +8,11 @@
 
 Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
 are there already (`flashvl.train.tiny`'s), then everything, then an instruction mix; before them
-the encoder learns print, from dense targets. Five more stages are mostly words, from the second on
-half under weights as int4 leaves them. Two of these start from the mean of the last ends before
-them, and the mean of the last three is what is exported. Rates fall to 0 in each. Texts grow with
-the steps: from two characters to eight.
+the encoder learns print, from dense targets. Seven more stages are mostly words, from the second on
+half under weights as int4 leaves them, in the last two of them two batches in five under the policy
+that is shipped. Three of these start from the mean of the last ends before them, and the mean of
+the last three is what is exported. Rates fall to 0 in each. Texts grow with the steps: from two
+characters to eight.
 
 What was open, and how it was settled:
 
@@ -24,9 +25,9 @@ What was open, and how it was settled:
     would double the three hours and differ in its encoder too. The second input gets a quarter of
     the batches, as many as it would as one of four compressions. Both inputs start untrained.
 (c) Nothing else changes. The tokenizer has all letters, and words are spelled in training
-    (tiled_batches.py), so its merges don't matter. The configuration written here holds the
-    policies' grids of up to four tiles; `FlashVLConfig.tiny` stays what it is, and its 1024
-    positions are enough for 64 tokens and the text.
+    (tiled_batches.py), so its merges don't matter. The configuration written here is that of the
+    policy that is shipped; `FlashVLConfig.tiny` stays what it is, and its 1024 positions are enough
+    for 64 tokens and the text.
 
 Written to --out: state.pt, log.csv (a row a step), progress.csv (exact match on held-out questions
 that the study does not use), curves.png; and at the end, to --export, a checkpoint in the released
@@ -62,7 +63,7 @@ from flashvl.train.dataset import ahead
 from flashvl.train.glyphs import GLYPHS, ORDERS
 from flashvl.train.lookups import Watched, pointing
 from flashvl.train.losses import DenseHeads, accuracy, answered
-from flashvl.train.policies import Policy, config_for, policies
+from flashvl.train.policies import Policy, config_for, shipped
 from flashvl.train.rounding import rounded
 from flashvl.train.tile_targets import HALVES
 from flashvl.train.tiled import SHARES
@@ -76,7 +77,6 @@ DENSE = 0.5  # weight of the dense loss beside the next-token loss
 POINT = 0.3  # weight of the pointing loss beside it
 RANDOM = "random"
 SECOND = "pixel_shuffle.safetensors"
-SHIPPED = {"pool": "overlap 2 linear", "shuffle": "pixel shuffle"}  # policy in each config.json
 PROGRESS_EVERY = 1000  # steps
 PROGRESS_CASES, PROGRESS_SEED = 50, 611  # of each family
 TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one that warms up
@@ -85,12 +85,13 @@ TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one tha
 @dataclass(frozen=True)
 class Stage(loop.Stage):
     """`texts`: the longest text to read, in characters, at first and from halfway on. pages,
-    shares: see tiled.batch_kind. packed: every second step learns under weights as this format
-    leaves them (see rounding.py)."""
+    shares: see tiled.batch_kind. own: see tiled_batches.policy_of. packed: every second step learns
+    under weights as this format leaves them (see rounding.py)."""
 
     texts: tuple[int, int] = (8, 8)
     pages: float = 0.0
     shares: tuple[float, ...] = SHARES
+    own: float = 0.0
     packed: str | None = None
 
 
@@ -109,6 +110,10 @@ STAGES = (
     Stage("spell", 3500, 6e-4, EVERYTHING, 24, pages=0.3, shares=(0.52, 0.2, 0.1, 0.18),
           packed="int4", cycle=True, from_cycles=True),
     Stage("rest", 1200, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.45, 0.25, 0.12, 0.18),
+          packed="int4", cycle=True),
+    Stage("own", 3400, 6e-4, EVERYTHING, 24, pages=0.3, shares=(0.52, 0.2, 0.1, 0.18), own=0.4,
+          packed="int4", cycle=True, from_cycles=True),
+    Stage("last", 1500, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.45, 0.25, 0.12, 0.18), own=0.4,
           packed="int4", cycle=True),
 )  # fmt: skip
 
@@ -199,7 +204,7 @@ class Trainer(loop.Trainer):
 
     def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
         curriculum = Curriculum(
-            first - self.step, stage.steps, *stage.texts, stage.pages, stage.shares
+            first - self.step, stage.steps, *stage.texts, stage.pages, stage.shares, stage.own
         )
         source = stream(
             self.config, ASSETS / "tiny", self.seed, first, self.workers, stage.batch, curriculum
@@ -309,7 +314,7 @@ def second_input(
 
 
 def _policy(family: str) -> Policy:
-    return next(p for p in policies(FlashVLConfig.tiny()) if p.name == SHIPPED[family])
+    return shipped(FlashVLConfig.tiny(), family)
 
 
 def _config(family: str) -> FlashVLConfig:
