@@ -2,9 +2,11 @@
 //
 //   over_columns(columns, f)        f(first column, how many) for each vector; `how many` is Whole
 //                                   for a full one, so that only the row's end pays for its mask
+//   over_pairs(columns, two, one)   two(first column) for each two vectors (load_two, store_two),
+//   then
+//                                   one(first column, how many) for what is left, as over_columns
 //   load_at(p, n) store_at(p, a, n) of a Whole vector or of n < kLanes columns
 //   fetch(p)                        asks for the cache line of p, which may lie anywhere
-//   keep_first(a, n)                a in the first n < kLanes lanes, zero in the others
 //   sum_columns<Sum>(columns, f)    f(sum, first column, how many) returns the sum with those added
 #pragma once
 
@@ -37,17 +39,18 @@ inline void store_at(T* p, F32 a, int64_t n) {
 
 inline void fetch(const void* p) { __builtin_prefetch(p); }
 
-inline F32 keep_first(F32 a, int64_t n) {
-  float lanes[kLanes];
-  store(lanes, a);
-  return load_some(lanes, n);
-}
-
 template <class Function>
 inline void over_columns(int64_t columns, Function f) {
   int64_t c = 0;
   for (; c + kLanes <= columns; c += kLanes) f(c, Whole{});
   if (c < columns) f(c, columns - c);
+}
+
+template <class OfTwo, class OfOne>
+inline void over_pairs(int64_t columns, OfTwo two, OfOne one) {
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= columns; c += 2 * kLanes) two(c);
+  over_columns(columns - c, [&](int64_t i, auto n) { one(c + i, n); });
 }
 
 // An addition takes 4 cycles and two start per cycle: with one running sum the values would wait on

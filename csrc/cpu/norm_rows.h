@@ -13,14 +13,15 @@ namespace {
 // x + residual, rounded to T.
 template <class T>
 inline void add_rows(const T* x, const T* residual, T* total, int64_t columns) {
-  int64_t c = 0;
-  for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
-    const Two a = load_two(x + c), b = load_two(residual + c);
-    store_two(total + c, {a.a + b.a, a.b + b.b});
-  }
-  over_columns(columns - c, [&](int64_t i, auto n) {
-    store_at(total + c + i, load_at(x + c + i, n) + load_at(residual + c + i, n), n);
-  });
+  over_pairs(
+      columns,
+      [&](int64_t c) {
+        const Two a = load_two(x + c), b = load_two(residual + c);
+        store_two(total + c, {a.a + b.a, a.b + b.b});
+      },
+      [&](int64_t c, auto n) {
+        store_at(total + c, load_at(x + c, n) + load_at(residual + c, n), n);
+      });
 }
 
 // Rows [begin, end) of an op whose arguments are those of rms_norm or layer_norm.

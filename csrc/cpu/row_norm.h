@@ -97,21 +97,17 @@ template <class T, bool layer>
 inline void scale_row(const T* row, T* to, int64_t columns, const T* weight, const T* bias,
                       Scale<T, layer> scale, const T* next) {
   const T* shift = layer ? bias : weight;
-  int64_t c = 0;
-  for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
-    fetch(next + c);
-    const Two value = load_two(row + c), w = load_two(weight + c), b = load_two(shift + c);
-    store_two(to + c, scale(value, w, b));
-  }
-  for (; c < columns; c += kLanes) {
-    const int64_t n = columns - c < kLanes ? columns - c : kLanes;
-    if (n == kLanes) {
-      store(to + c, scale(load(row + c), load(weight + c), load(shift + c)));
-    } else {
-      const F32 value = load_some(row + c, n);
-      store_some(to + c, scale(value, load_some(weight + c, n), load_some(shift + c, n)), n);
-    }
-  }
+  over_pairs(
+      columns,
+      [&](int64_t c) {
+        fetch(next + c);
+        const Two value = load_two(row + c), w = load_two(weight + c), b = load_two(shift + c);
+        store_two(to + c, scale(value, w, b));
+      },
+      [&](int64_t c, auto n) {
+        const F32 value = load_at(row + c, n);
+        store_at(to + c, scale(value, load_at(weight + c, n), load_at(shift + c, n)), n);
+      });
 }
 
 // What a value v of the row is mapped by, before weight and bias: (v - centre) * scale + shift.

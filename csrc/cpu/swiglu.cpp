@@ -26,16 +26,17 @@ void swiglu_rows(const SwigluArgs& args, int64_t begin, int64_t end) {
     const T* gate = static_cast<const T*>(args.gate_up) + r * args.stride;
     const T* up = gate + args.columns;
     T* out = static_cast<T*>(args.out) + r * args.columns;
-    int64_t c = 0;
-    for (; c + 2 * kLanes <= args.columns; c += 2 * kLanes) {
-      fetch(gate + c + kAhead);
-      fetch(up + c + kAhead);
-      const Two g = load_two(gate + c), u = load_two(up + c);
-      store_two(out + c, {gated<T>(g.a, u.a), gated<T>(g.b, u.b)});
-    }
-    over_columns(args.columns - c, [&](int64_t i, auto n) {
-      store_at(out + c + i, gated<T>(load_at(gate + c + i, n), load_at(up + c + i, n)), n);
-    });
+    over_pairs(
+        args.columns,
+        [&](int64_t c) {
+          fetch(gate + c + kAhead);
+          fetch(up + c + kAhead);
+          const Two g = load_two(gate + c), u = load_two(up + c);
+          store_two(out + c, {gated<T>(g.a, u.a), gated<T>(g.b, u.b)});
+        },
+        [&](int64_t c, auto n) {
+          store_at(out + c, gated<T>(load_at(gate + c, n), load_at(up + c, n)), n);
+        });
   }
 }
 

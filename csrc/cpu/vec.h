@@ -46,11 +46,6 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-template <class T>
-inline Two round_to(Two two) {
-  return round_both<T>(two);
-}
-
 template <class Function>
 inline void for_lanes(int64_t columns, Function f) {
   for (int64_t c = 0; c < columns; c += kLanes) f(c, columns - c < kLanes ? columns - c : kLanes);

@@ -25,8 +25,8 @@ inline F32 exp(F32 x) {
   return scale_by_power(p, n);
 }
 
-// e^x for results of 16 bits, which do not show its error: 1 in 10^5. From e^88 on it is infinite,
-// below e^-87 it stays what it is there.
+// e^x for results of 16 bits, which do not show its error: less than 1 in 10^5. From x = 88.8 on it
+// is infinite, below -86.6 it stays what it is there.
 inline F32 quick_exp(F32 x) {
   const F32 t = min(splat(128.0f), max(splat(-125.0f), x * splat(1.44269504f)));
   const F32 n = round(t), f = t - n;

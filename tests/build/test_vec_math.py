@@ -24,6 +24,7 @@ LARGEST = {
     "gelu_tanh": 1.2e-7,
     "quick_gelu_tanh": 5e-7,
     "normal_cdf": 1e-7,
+    "quick_exp": 1e-5,
 }
 
 

@@ -34,6 +34,7 @@ double last_place(double, double exact) {
   if (size < 0x1p-126) return 0x1p-149;
   return std::ldexp(1.0, std::ilogb(size) - 23);
 }
+double itself(double, double exact) { return std::fabs(exact); }
 double larger_of_x_and_1(double x, double) { return std::fmax(std::fabs(x), 1.0); }
 
 double exact_sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
@@ -51,6 +52,7 @@ const Function kFunctions[] = {
     {"gelu_tanh", gelu_tanh<true>, exact_gelu_tanh, larger_of_x_and_1},
     {"quick_gelu_tanh", gelu_tanh<false>, exact_gelu_tanh, larger_of_x_and_1},
     {"normal_cdf", normal_cdf, exact_cdf, larger_of_x_and_1},
+    {"quick_exp", quick_exp, std::exp, itself},
 };
 
 float apply(F32 (*f)(F32), float x) {
@@ -235,6 +237,7 @@ int main() {
   measure(kFunctions[2], -88.0f, kHuge);  // below, e^-x is infinite in fp32 and silu -0
   measure(kFunctions[3], -88.0f, kHuge);
   for (int i = 4; i < 7; ++i) measure(kFunctions[i], -kHuge, kHuge);
+  measure(kFunctions[7], -86.6f, 88.0f);
   special_values();
   words();
   lanes();

@@ -92,7 +92,7 @@ def test_the_aspect_of_overlapping_tiles_is_what_they_span(
 
 
 def test_overlapping_grids_of_one_shape_are_equally_close() -> None:
-    """1x2 spans 64x96 px and 2x4 96x160: closer to 2, but ten times an image of 16x32."""
+    """1x2 spans 64x96 px and 2x4 96x160: closer to 2, but thirty times an image of 16x32."""
     policy = dataclasses.replace(HALVES, grids=((1, 2), (2, 4)))
     assert plan(16, 32, policy).grids[0].rows == 1
     assert plan(160, 320, policy).grids[0].rows == 2

@@ -305,7 +305,7 @@ def test_a_stage_gives_the_shipped_policy_its_share_and_draws_the_others_as_befo
         assert all(a == b or a.name == SHIPPED["pool"] for a, b in zip(found, mixed, strict=True))
         other = sum(a != b for a, b in zip(found, mixed, strict=True))
         assert other / 300 == pytest.approx(own * (1 - 1 / 72), abs=0.08)  # some are it anyway
-    assert {stage.own for stage in tiles.STAGES} == {0.0, 0.4}
+    assert {stage.shipped_share for stage in tiles.STAGES} == {0.0, 0.4}
 
 
 def test_progress_drops_what_a_killed_run_left(tmp_path: Path) -> None:

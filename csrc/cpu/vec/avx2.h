@@ -212,12 +212,12 @@ inline F32 round_to<F16>(F32 a) {
 }
 
 template <class T>
-inline Two round_both(Two two) {
+inline Two round_to(Two two) {
   return {round_to<T>(two.a), round_to<T>(two.b)};
 }
 
 template <>
-inline Two round_both<BF16>(Two two) {
+inline Two round_to<BF16>(Two two) {
   if (!all_numbers(two)) return {round_to<BF16>(two.a), round_to<BF16>(two.b)};
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   return {{_mm256_castsi256_ps(_mm256_and_si256(round_number(two.a), high))},

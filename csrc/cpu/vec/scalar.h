@@ -244,7 +244,7 @@ inline F32 round_to<float>(F32 a) {
 }
 
 template <class T>
-inline Two round_both(Two two) {
+inline Two round_to(Two two) {
   return {round_to<T>(two.a), round_to<T>(two.b)};
 }
 

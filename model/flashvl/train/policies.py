@@ -69,7 +69,8 @@ class Policy:
         if self.axis != "resolution":
             return True
         framed = framed_size(self, size)
-        return any(_span(self.image, grid) == framed for grid in self.image.candidates())
+        spans = (self.image.grid(*grid).canvas_full for grid in self.image.candidates())
+        return any((h * self.image.patch, w * self.image.patch) == framed for h, w in spans)
 
     def framed(self, pictures: np.ndarray) -> np.ndarray:
         """Pictures uint8 [..., H, W, 3] inside their margin, in the colour of their edge."""
@@ -175,13 +176,6 @@ def mix(
 def framed_size(policy: Policy, size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of a picture of `size` px inside its margin."""
     return size[0] + 2 * policy.margin, size[1] + 2 * policy.margin
-
-
-def _span(image: ImagePolicy, grid: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) px of the picture that `grid` (rows, columns) holds unscaled."""
-    step = image.tile - image.overlap
-    rows, cols = (image.tile + (count - 1) * step for count in grid)
-    return rows * image.patch, cols * image.patch
 
 
 def grid_for(policy: Policy, size: tuple[int, int]) -> TileGrid:

@@ -76,7 +76,7 @@ class TiledBatch:
 class Curriculum:
     """Longest text to read, in characters: from `start` at batch `first` up to `stop` halfway
     through `steps` batches, and `stop` from there on. pages, shares: see tiled.batch_kind.
-    own: see policy_of."""
+    shipped_share: see policy_of."""
 
     first: int
     steps: int
@@ -84,7 +84,7 @@ class Curriculum:
     stop: int
     pages: float = 0.0
     shares: tuple[float, ...] = SHARES
-    own: float = 0.0
+    shipped_share: float = 0.0
 
     def longest(self, number: int) -> int:
         done = min(1.0, 2 * (number - self.first) / max(1, self.steps))
@@ -92,13 +92,13 @@ class Curriculum:
 
 
 def policy_of(
-    config: FlashVLConfig, seed: int, number: int, size: tuple[int, int], own: float = 0.0
+    config: FlashVLConfig, seed: int, number: int, size: tuple[int, int], shipped_share: float = 0.0
 ) -> Policy:
-    """The policy of a training batch: that which the model is shipped with in a share `own` of
-    them; of the others, one of the shuffle family in SHUFFLE_SHARE."""
+    """The policy of a training batch: that which the model is shipped with in a share of
+    `shipped_share` of them; of the others, one of the shuffle family in SHUFFLE_SHARE."""
     rng = np.random.default_rng((FAMILY, seed, number))
     shuffled = rng.random() < SHUFFLE_SHARE
-    if rng.random() < own:
+    if rng.random() < shipped_share:
         return shipped(config, "pool")
     return mix(config, "shuffle" if shuffled else "pool", seed, number, size)
 
@@ -122,7 +122,7 @@ def draw(
     tokenizer: the checkpoint folder that has its files.
     """
     kind = batch_kind(seed, number, curriculum.pages, curriculum.shares)
-    policy = policy_of(config, seed, number, kind[0], curriculum.own)
+    policy = policy_of(config, seed, number, kind[0], curriculum.shipped_share)
     made = examples(seed, batch, number, kind, curriculum.longest(number))
     return drawn_under(made, policy, speller(tokenizer, config.decoder.vocab))
 

@@ -85,13 +85,13 @@ TRIALS = 4  # steps of each stage that --minutes is reckoned from, after one tha
 @dataclass(frozen=True)
 class Stage(loop.Stage):
     """`texts`: the longest text to read, in characters, at first and from halfway on. pages,
-    shares: see tiled.batch_kind. own: see tiled_batches.policy_of. packed: every second step learns
-    under weights as this format leaves them (see rounding.py)."""
+    shares: see tiled.batch_kind. shipped_share: see tiled_batches.policy_of. packed: every second
+    step learns under weights as this format leaves them (see rounding.py)."""
 
     texts: tuple[int, int] = (8, 8)
     pages: float = 0.0
     shares: tuple[float, ...] = SHARES
-    own: float = 0.0
+    shipped_share: float = 0.0
     packed: str | None = None
 
 
@@ -111,10 +111,10 @@ STAGES = (
           packed="int4", cycle=True, from_cycles=True),
     Stage("rest", 1200, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.45, 0.25, 0.12, 0.18),
           packed="int4", cycle=True),
-    Stage("own", 3400, 6e-4, EVERYTHING, 24, pages=0.3, shares=(0.52, 0.2, 0.1, 0.18), own=0.4,
-          packed="int4", cycle=True, from_cycles=True),
-    Stage("last", 1500, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.45, 0.25, 0.12, 0.18), own=0.4,
-          packed="int4", cycle=True),
+    Stage("own", 3400, 6e-4, EVERYTHING, 24, pages=0.3, shares=(0.52, 0.2, 0.1, 0.18),
+          shipped_share=0.4, packed="int4", cycle=True, from_cycles=True),
+    Stage("last", 1500, 3e-4, EVERYTHING, 24, pages=0.1, shares=(0.45, 0.25, 0.12, 0.18),
+          shipped_share=0.4, packed="int4", cycle=True),
 )  # fmt: skip
 
 
@@ -204,7 +204,12 @@ class Trainer(loop.Trainer):
 
     def batches(self, stage: Stage, first: int, count: int) -> Iterator[TiledBatch]:
         curriculum = Curriculum(
-            first - self.step, stage.steps, *stage.texts, stage.pages, stage.shares, stage.own
+            first - self.step,
+            stage.steps,
+            *stage.texts,
+            stage.pages,
+            stage.shares,
+            stage.shipped_share,
         )
         source = stream(
             self.config, ASSETS / "tiny", self.seed, first, self.workers, stage.batch, curriculum
