@@ -8,7 +8,8 @@ plain expression for want of range, has them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,19 @@ def duplicate(flat: Sequence[Any]) -> tuple[Any, ...]:
         else a
         for a in flat
     )
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that `torch.empty` and its kin return holds NaN, or the largest integer: a kernel that
+    reads what nobody wrote is wrong whatever an earlier call left there."""
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
 
 
 def results(spec: OpSpec, run: Callable[..., Any], flat: Sequence[Any]) -> list[Tensor]:

@@ -99,14 +99,17 @@ def call(
 ) -> Result:
     """Run `spec` on schema arguments as its CUDA backend would on `device`.
 
-    An op that writes into its arguments is given copies of them.
+    An op that writes into its arguments is given copies of them. Scratch memory holds NaN (or the
+    largest integer) until a launch writes it.
     built: another build of the kernels (a test's mutation of them).
     """
     plan = plan_module(spec.name)
     if plan is None:
         raise SimtError(f"simt: {spec.name} has no CUDA kernel")
     mine = numerics.duplicate(flat) if spec.mutates else tuple(flat)
-    result = run(plan.prepare(mine, device), built or module(spec.name), device)
+    with numerics.poisoned():
+        prepared = plan.prepare(mine, device)
+    result = run(prepared, built or module(spec.name), device)
     if spec.mutates:
         result.mutated = tuple(
             arg for arg in mine if isinstance(arg, Tensor) and arg.is_floating_point()

@@ -37,18 +37,19 @@ def images(capability: int) -> dict[str, bytes]:
 
 
 def test_every_kernel_compiles_and_a_full_store_is_quick(
-    empty_store: Path, capsys: pytest.CaptureFixture[str]
+    empty_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = time.perf_counter()
+    """Bars in seconds of CPU time, of all threads: other programs do not count."""
+    start = time.process_time()
     assert main(["compile", "--arch", "sm_90"]) == 0
-    cold = time.perf_counter() - start
-    assert cold < 90.0
+    assert time.process_time() - start < 240.0
     count = len(ahead.kernels())
     assert capsys.readouterr().out == f"{count} kernels for sm_90 in {empty_store}\n"
     assert len(list(empty_store.iterdir())) == count >= 60
-    start = time.perf_counter()
+    monkeypatch.delattr(nvrtc, "_compile")
+    start = time.process_time()
     found = images(90)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert all(image.startswith(b"\x7fELF") for image in found.values())
     assert images(90) == found
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from flashvl_kernels import simt
+from flashvl_kernels.cuda.device import L4
+from flashvl_kernels.cuda.launch import Prepared
 from flashvl_kernels.spec import REGISTRY
 from tests.simt.test_mutations import Fault, check_seen
 from tests.simt.test_ops import flat_call
@@ -119,3 +121,15 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_seen(name: str, tmp_path: Path) -> None:
     check_seen(FAULTS[name], name, tmp_path)
+
+
+def test_scratch_holds_nothing_of_an_earlier_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else "merged by the last block but one" reads what a right call left there, and is right."""
+    seen: list[Prepared] = []
+    monkeypatch.setattr(simt, "run", lambda prepared, *_: seen.append(prepared) or simt.Result())
+    simt.call(REGISTRY[DECODE], sample(DECODE, "keys and heads in several blocks"), L4)
+    (prepared,) = seen
+    assert prepared.tensors["partial"].isnan().all()
+    assert prepared.tensors["softmax"].isnan().all()
+    assert not prepared.tensors["counters"].any()
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -198,7 +198,7 @@ def executed() -> Iterator[list[str]]:
         launched.append(kernel.__name__)
         _execute(kernel, (x, y, z), args, kwargs)
 
-    with replaced_launch(run), poisoned():
+    with replaced_launch(run), numerics.poisoned():
         yield launched
 
 
@@ -211,17 +211,6 @@ def replaced_launch(run: Any) -> Iterator[None]:
         yield
     finally:
         JITFunction.run = original
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Memory that `torch.empty` and its kin return holds NaN, or the largest integer."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def wrong(spec: OpSpec, flat: tuple[Any, ...], got: list[Tensor]) -> str:

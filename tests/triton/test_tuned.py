@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from flashvl_kernels import cli
+from flashvl_kernels import cli, numerics
 from flashvl_kernels import triton as backend
 
 if reason := backend.missing():
     pytest.skip(reason, allow_module_level=True)
 
-from semantics import poisoned, replaced_launch
+from semantics import replaced_launch
 from triton.runtime import driver
 
 from flashvl_kernels.gpu import A100, EMULATED, H100, MI300X, RTX_3090, Device
@@ -64,7 +64,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gpu]:
     found = Gpu()
     tuned.table.cache_clear()
     dispatch.forget()
-    with replaced_launch(found.run), poisoned():
+    with replaced_launch(found.run), numerics.poisoned():
         yield found
     tuned.table.cache_clear()
     dispatch.forget()
