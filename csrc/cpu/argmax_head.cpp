@@ -109,16 +109,20 @@ void search(const ArgmaxHeadArgs& args, int64_t task, int count) {
   Candidate* const lists = args.best + task * kFewRows * args.capacity;
   Best best[kFewRows];
   for (int r = 0; r < count; ++r) best[r] = Best(lists + r * args.capacity, args.capacity);
-  alignas(64) float logits[kFewRows * kPanel];
-  for (int64_t panel = range.first; panel < range.end; ++panel) {
-    panel_dot(args.w, args.dtype, panel, args.prepared, count, logits, nullptr);
-    for (int i = 0; i < count * kPanel; i += kLanes) {
-      store(logits + i, round_to<T>(load(logits + i)));
-    }
-    const int64_t words = rows_of(args.w, panel);
-    for (int r = 0; r < count; ++r) {
-      for (int64_t c = 0; c < words; ++c) {
-        best[r].offer({logits[r * kPanel + c], panel * kPanel + c});
+  alignas(64) float results[kPanelResults];
+  for (int64_t panel = range.first; panel < range.end;) {
+    const Panels panels = panels_from(panel, range.end);
+    panels_dot(args.w, args.dtype, panels, args.prepared, count, results);
+    for (int n = 0; n < panels.count; ++n, ++panel) {
+      float* logits = results + n * kFewRows * kPanel;
+      for (int i = 0; i < count * kPanel; i += kLanes) {
+        store(logits + i, round_to<T>(load(logits + i)));
+      }
+      const int64_t words = rows_of(args.w, panel);
+      for (int r = 0; r < count; ++r) {
+        for (int64_t c = 0; c < words; ++c) {
+          best[r].offer({logits[r * kPanel + c], panel * kPanel + c});
+        }
       }
     }
   }

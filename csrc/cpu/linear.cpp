@@ -98,7 +98,6 @@ ProductPlan plan_few(const ProductArgs& args) {
   // Behind the prepared rows there is room for one row in fp32.
   const int64_t row = args.w.columns * static_cast<int64_t>(sizeof(float));
   plan.packed_bytes = args.rows * few_rows_bytes(args.w) + round_up(row, kLine);
-  plan.workspace_bytes = round_up(few_rows_workspace(args.w), kLine);
   return plan;
 }
 
@@ -199,17 +198,20 @@ void pack_few(const PackArgs& args) {
 }
 
 template <class T>
-void product_few(const ProductArgs& args, int64_t task, void* workspace) {
-  const Range panels(args.plan.units, task, args.plan.tasks);
+void product_few(const ProductArgs& args, int64_t task) {
+  const Range range(args.plan.units, task, args.plan.tasks);
   const int rows = static_cast<int>(args.rows);
-  float sums[kFewRows * kPanel], up[kFewRows * kPanel] = {};
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    panel_dot(args.w, args.dtype, panel, args.packed, rows, sums, workspace);
-    if (is_pair(args)) {
-      panel_dot(args.up, args.dtype, panel, args.packed, rows, up, workspace);
+  float sums[kPanelResults], up[kPanelResults] = {};
+  for (int64_t panel = range.begin; panel < range.end;) {
+    const Panels panels = panels_from(panel, range.end);
+    panels_dot(args.w, args.dtype, panels, args.packed, rows, sums);
+    if (is_pair(args)) panels_dot(args.up, args.dtype, panels, args.packed, rows, up);
+    for (int64_t n = 0; n < panels.count; ++n, ++panel) {
+      const Finish<T, float, RowLayout<1>> finish(args, {}, panel, 1);
+      finish(0, rows, [&](int64_t r, int, int j) {
+        return (j == 0 ? sums : up) + (n * kFewRows + r) * kPanel;
+      });
     }
-    const Finish<T, float, RowLayout<1>> finish(args, {}, panel, 1);
-    finish(0, rows, [&](int64_t r, int, int j) { return (j == 0 ? sums : up) + r * kPanel; });
   }
 }
 
@@ -442,7 +444,7 @@ void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
 void product(const ProductArgs& args, int64_t task, void* workspace) {
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
-    if (args.plan.few) return product_few<T>(args, task, workspace);
+    if (args.plan.few) return product_few<T>(args, task);
     Many<T>(args, task, workspace).run();
   });
 }

@@ -23,7 +23,8 @@
 //   of 15 bits to 128 bytes of activations byte_field<shift, mask>(p)    (p[4 i .. 4 i + 4) as
 //   uint32 >> shift) & mask, to fp32 lanes
 //
-// kRowsAtOnce rows of activations fit in the registers beside one load of weights.
+// kRowsAtOnce rows of activations fit in the registers beside one load of weights. One row reads
+// kPanelsAtOnce panels, each a place in memory for which the processor fetches ahead on its own.
 #pragma once
 
 #include "../vec.h"

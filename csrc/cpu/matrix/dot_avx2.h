@@ -6,6 +6,7 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 constexpr int kRowsAtOnce = 4;
+constexpr int kPanelsAtOnce = 4;
 
 // ---- floats ----------------------------------------------------------------------------------
 

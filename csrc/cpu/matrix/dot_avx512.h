@@ -9,6 +9,7 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 constexpr int kRowsAtOnce = 8;
+constexpr int kPanelsAtOnce = 1;
 
 // ---- floats ----------------------------------------------------------------------------------
 

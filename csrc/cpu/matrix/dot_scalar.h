@@ -5,6 +5,7 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 constexpr int kRowsAtOnce = 4;
+constexpr int kPanelsAtOnce = 1;
 
 template <class T>
 struct PanelStep {

@@ -3,11 +3,13 @@
 //
 //   few_rows_bytes(w)                     of one prepared row
 //   prepare_row(w, dtype, x, prepared)    x: w.columns fp32 values, already rounded to dtype
-//   panel_dot(w, dtype, panel, prepared, rows, out, workspace)
-//                                         out[r * 16 + c] = row r times row 16 panel + c of w, in
-//                                         fp32 with the scales applied; zero beyond w.rows
+//   panels_dot(w, dtype, panels, prepared, rows, out)
+//                                         out[(n * kFewRows + r) * 16 + c] = row r times row c of
+//                                         panel panels.first + n, in fp32 with the scales applied;
+//                                         zero beyond w.rows
+//   panels_from(panel, end)               as many as it takes at once, at most to `end`
 //
-// Prepared rows lie few_rows_bytes(w) apart, aligned to 64. At level amx panel_dot uses the tile
+// Prepared rows lie few_rows_bytes(w) apart, aligned to 64. At level amx panels_dot uses the tile
 // registers: call it outside of any scope of Tiles. docs/ladders/few_rows.md has the
 // versions tried and their figures.
 #pragma once
@@ -43,44 +45,47 @@ inline bool is_quantised(const Weights& w, const void* prepared, int row) {
   return *reinterpret_cast<const int32_t*>(at) != 0;
 }
 
-inline void integers_panel_dot(const Weights& w, int64_t panel, const void* prepared, int rows,
-                               float* out) {
+inline void integers_dot(const Weights& w, Panels panels, const void* prepared, int rows,
+                         float* out) {
   const char* row = static_cast<const char*>(prepared);
   int first = 0;
   while (first < rows) {
     int end = first;
     while (end < rows && is_quantised(w, prepared, end)) ++end;
     if (end == first) {
-      widened_dot(w, panel, row + first * few_rows_bytes(w), out + first * kPanel);
+      for (int n = 0; n < panels.count; ++n) {
+        widened_dot(w, panels.first + n, row + first * few_rows_bytes(w),
+                    out + (n * kFewRows + first) * kPanel);
+      }
       ++first;
       continue;
     }
     const void* run = row + first * few_rows_bytes(w);
     if (w.format == WeightFormat::int8) {
-      integer_dot<WeightFormat::int8>(w, panel, run, end - first, out + first * kPanel);
+      integer_dot<WeightFormat::int8>(w, panels, run, end - first, out + first * kPanel);
     } else {
-      integer_dot<WeightFormat::int4>(w, panel, run, end - first, out + first * kPanel);
+      integer_dot<WeightFormat::int4>(w, panels, run, end - first, out + first * kPanel);
     }
     first = end;
   }
 }
 
-inline void panel_dot(const Weights& w, DType dtype, int64_t panel, const void* prepared, int rows,
-                      float* out, void* workspace) {
-  if (rows_of(w, panel) < kPanel) {
-    for (int64_t i = 0; i < rows * kPanel; ++i) out[i] = 0.0f;
+inline void panels_dot(const Weights& w, DType dtype, Panels panels, const void* prepared, int rows,
+                       float* out) {
+  if (rows_of(w, panels.first + panels.count - 1) < kPanel) {
+    for (int64_t i = 0; i < panels.count * kFewRows * kPanel; ++i) out[i] = 0.0f;
   }
-  if (w.format != WeightFormat::floats) return integers_panel_dot(w, panel, prepared, rows, out);
+  if (w.format != WeightFormat::floats) return integers_dot(w, panels, prepared, rows, out);
   switch (dtype) {
     case DType::f32:
-      return float_dot<float>(w, panel, prepared, rows, out);
+      return float_dot<float>(w, panels, prepared, rows, out);
     case DType::bf16:
 #if defined(FLASHVL_LEVEL_amx)
-      if (w.panels && rows >= kFewestTileRows) return tiles_dot(w, panel, prepared, rows, out);
+      if (w.panels && rows >= kFewestTileRows) return tiles_dot(w, panels, prepared, rows, out);
 #endif
-      return float_dot<BF16>(w, panel, prepared, rows, out);
+      return float_dot<BF16>(w, panels, prepared, rows, out);
     case DType::f16:
-      return float_dot<F16>(w, panel, prepared, rows, out);
+      return float_dot<F16>(w, panels, prepared, rows, out);
   }
 }
 

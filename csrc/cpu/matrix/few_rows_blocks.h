@@ -7,9 +7,13 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// Bytes that weights are asked for ahead of their use: 2 KiB are 2 % of a panel of 1536 columns,
-// and take a core 150 ns or more to read, the latency of memory.
+// Bytes that weights are asked for ahead of their use where one panel is read at a time: 2 KiB are
+// 2 % of a panel of 1536 columns, and take a core 150 ns or more to read, the latency of memory.
 constexpr int64_t kAhead = 2048;
+
+// Panels that R rows read at once: as many sums as one row has.
+template <int R>
+constexpr int kPanelsOf = kPanelsAtOnce > R ? kPanelsAtOnce / R : 1;
 
 // Into the second-level cache, from where the processor itself fetches on; 2 to 6 % faster than
 // into the first. Never faults, so it may reach past the end of the weights.
@@ -23,19 +27,35 @@ inline void clear(F32 (&sums)[count]) {
   for (F32& sum : sums) sum = zero();
 }
 
-// Up to kRowsAtOnce prepared rows, and their 16 results each. Pointers from `rows` on repeat the
-// last row, so that kernels exist for 1, 2, 4 and 8 rows only.
+// Neighbouring panels, at most kPanelsAtOnce of them.
+struct Panels {
+  int64_t first;
+  int count;
+};
+
+inline Panels panels_from(int64_t panel, int64_t end) {
+  return {panel, static_cast<int>(end - panel < kPanelsAtOnce ? end - panel : kPanelsAtOnce)};
+}
+
+// Results of panels_dot.
+constexpr int64_t kPanelResults = kPanelsAtOnce * kFewRows * kPanel;
+
+// Up to kRowsAtOnce prepared rows, and their 16 results each of every panel. Pointers from `rows`
+// on repeat the last row, so that kernels exist for 1, 2, 4 and 8 rows only.
 struct RowBlock {
   const void* x[kFewRows];
   int rows;
   float* out;
 
-  void put(int r, const F32 (&sums)[kParts]) const {
+  // Row r of panel n.
+  float* at(int n, int r) const { return out + (n * kFewRows + r) * kPanel; }
+
+  void put(int n, int r, const F32 (&sums)[kParts]) const {
     if (r >= rows) return;
-    for (int p = 0; p < kParts; ++p) store(out + r * kPanel + p * kLanes, sums[p]);
+    for (int p = 0; p < kParts; ++p) store(at(n, r) + p * kLanes, sums[p]);
   }
-  void put(int r, int64_t column, float value) const {
-    if (r < rows) out[r * kPanel + column] = value;
+  void put(int n, int r, int64_t column, float value) const {
+    if (r < rows) at(n, r)[column] = value;
   }
 };
 
@@ -65,6 +85,18 @@ inline void in_blocks(const Weights& w, const void* prepared, int rows, float* o
       kernel(Size<kRowsAtOnce>{}, block);
     }
   }
+}
+
+// kernel(Size<N>{}, n) for the panels from n on, of those that R rows take: N at once, then one by
+// one.
+template <int R, class Kernel>
+inline void in_groups(int count, Kernel kernel) {
+  constexpr int kAtOnce = kPanelsOf<R>;
+  int n = 0;
+  if constexpr (kAtOnce > 1) {
+    for (; n + kAtOnce <= count; n += kAtOnce) kernel(Size<kAtOnce>{}, n);
+  }
+  for (; n < count; ++n) kernel(Size<1>{}, n);
 }
 
 // Rows of the matrix in a panel: 16 but at the end of a row layout.

@@ -64,9 +64,9 @@ inline void add_group(const QuantisedRows<kFewRows>& x, int rows, int64_t group,
   }
 }
 
-// The columns are whole groups.
+// A panel whose results are those of panel n. The columns are whole groups.
 template <WeightFormat format>
-inline void integer_panel_tiles(const Weights& w, int64_t panel, const RowBlock& block) {
+inline void integer_panel_tiles(const Weights& w, int64_t panel, const RowBlock& block, int n) {
   constexpr bool nibbles = format == WeightFormat::int4;
   constexpr int64_t kBytes = nibbles ? kGroup * kPanel / 2 : kGroup * kPanel;
   const QuantisedRows<kFewRows> x(w, block);
@@ -101,7 +101,7 @@ inline void integer_panel_tiles(const Weights& w, int64_t panel, const RowBlock&
   if (g + 1 < groups) multiply(Size<2>{}, g + 1);
   add(Size<0>{}, g);
   if (g + 1 < groups) add(Size<2>{}, g + 1);
-  for (int r = 0; r < block.rows; ++r) store(block.out + r * kPanel, totals[r]);
+  for (int r = 0; r < block.rows; ++r) store(block.at(n, r), totals[r]);
 }
 
 }  // namespace

@@ -38,7 +38,4 @@ struct PreparedRow {
   return prepared_row(w).bytes;
 }
 
-// Bytes of working memory a thread needs: every layout is read as it is.
-[[maybe_unused]] static constexpr int64_t few_rows_workspace(const Weights& w) { return 0; }
-
 }  // namespace flashvl::cpu

@@ -25,7 +25,8 @@ inline void add_tile(const BF16* w, const BF16* x, int64_t x_stride) {
   tile_dot_bf16<sums, x_tile, w_tile>();
 }
 
-inline void tiles_dot(const Weights& w, int64_t panel, const void* prepared, int rows, float* out) {
+inline void panel_tiles(const Weights& w, int64_t panel, const void* prepared, int rows,
+                        float* out) {
   const BF16* data = static_cast<const BF16*>(w.data) + panel * kPanel * w.row_stride;
   const BF16* x = static_cast<const BF16*>(prepared);
   const int64_t x_stride = few_rows_bytes(w);
@@ -44,6 +45,12 @@ inline void tiles_dot(const Weights& w, int64_t panel, const void* prepared, int
     tile_store<1>(odd, kTileBytes);
   }
   for (int i = 0; i < rows * kPanel; i += kLanes) store(out + i, load(out + i) + load(odd + i));
+}
+
+inline void tiles_dot(const Weights& w, Panels panels, const void* prepared, int rows, float* out) {
+  for (int n = 0; n < panels.count; ++n) {
+    panel_tiles(w, panels.first + n, prepared, rows, out + n * kFewRows * kPanel);
+  }
 }
 
 }  // namespace
