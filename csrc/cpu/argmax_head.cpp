@@ -111,7 +111,7 @@ void search(const ArgmaxHeadArgs& args, int64_t task, int count) {
   for (int r = 0; r < count; ++r) best[r] = Best(lists + r * args.capacity, args.capacity);
   alignas(64) float results[kPanelResults];
   for (int64_t panel = range.first; panel < range.end;) {
-    const Panels panels = panels_from(panel, range.end);
+    const Panels panels = panels_from(panel, range.end, count);
     panels_dot(args.w, args.dtype, panels, args.prepared, count, results);
     for (int n = 0; n < panels.count; ++n, ++panel) {
       float* logits = results + n * kFewRows * kPanel;

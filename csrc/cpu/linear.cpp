@@ -203,7 +203,7 @@ void product_few(const ProductArgs& args, int64_t task) {
   const int rows = static_cast<int>(args.rows);
   float sums[kPanelResults], up[kPanelResults] = {};
   for (int64_t panel = range.begin; panel < range.end;) {
-    const Panels panels = panels_from(panel, range.end);
+    const Panels panels = panels_from(panel, range.end, rows);
     panels_dot(args.w, args.dtype, panels, args.packed, rows, sums);
     if (is_pair(args)) panels_dot(args.up, args.dtype, panels, args.packed, rows, up);
     for (int64_t n = 0; n < panels.count; ++n, ++panel) {

@@ -7,7 +7,7 @@
 //                                         out[(n * kFewRows + r) * 16 + c] = row r times row c of
 //                                         panel panels.first + n, in fp32 with the scales applied;
 //                                         zero beyond w.rows
-//   panels_from(panel, end)               as many as it takes at once, at most to `end`
+//   panels_from(panel, end, rows)         as many as it takes at once, none from `end` on
 //
 // Prepared rows lie few_rows_bytes(w) apart, aligned to 64. At level amx panels_dot uses the tile
 // registers: call it outside of any scope of Tiles. docs/ladders/few_rows.md has the

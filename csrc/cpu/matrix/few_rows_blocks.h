@@ -11,9 +11,8 @@ namespace {
 // 2 % of a panel of 1536 columns, and take a core 150 ns or more to read, the latency of memory.
 constexpr int64_t kAhead = 2048;
 
-// Panels that R rows read at once: as many sums as one row has.
-template <int R>
-constexpr int kPanelsOf = kPanelsAtOnce > R ? kPanelsAtOnce / R : 1;
+// Panels that some rows read at once: no more sums than one row has.
+constexpr int panels_of_rows(int rows) { return rows < kPanelsAtOnce ? kPanelsAtOnce / rows : 1; }
 
 // Into the second-level cache, from where the processor itself fetches on; 2 to 6 % faster than
 // into the first. Never faults, so it may reach past the end of the weights.
@@ -33,8 +32,10 @@ struct Panels {
   int count;
 };
 
-inline Panels panels_from(int64_t panel, int64_t end) {
-  return {panel, static_cast<int>(end - panel < kPanelsAtOnce ? end - panel : kPanelsAtOnce)};
+// Those from `panel` on that `rows` rows read at once, and none from `end` on.
+inline Panels panels_from(int64_t panel, int64_t end, int rows) {
+  const int most = panels_of_rows(rows);
+  return {panel, end - panel < most ? static_cast<int>(end - panel) : most};
 }
 
 // Results of panels_dot.
@@ -91,7 +92,7 @@ inline void in_blocks(const Weights& w, const void* prepared, int rows, float* o
 // one.
 template <int R, class Kernel>
 inline void in_groups(int count, Kernel kernel) {
-  constexpr int kAtOnce = kPanelsOf<R>;
+  constexpr int kAtOnce = panels_of_rows(R);
   int n = 0;
   if constexpr (kAtOnce > 1) {
     for (; n + kAtOnce <= count; n += kAtOnce) kernel(Size<kAtOnce>{}, n);
