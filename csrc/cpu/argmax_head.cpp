@@ -9,6 +9,7 @@
 
 #include "matrix/few_rows.h"
 #include "matrix/normalised_row.h"
+#include "matrix/product_parts.h"
 #include "vec.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
@@ -86,20 +87,14 @@ void prepare(const ArgmaxHeadArgs& args, int64_t first, int count) {
   }
 }
 
-// Panels of a task.
-struct Range {
-  int64_t first, end;
-};
-
 inline Range panels_of(const ArgmaxHeadArgs& args, int64_t task) {
-  const int64_t panels = (args.w.rows + kPanel - 1) / kPanel;
-  return {panels * task / args.tasks, panels * (task + 1) / args.tasks};
+  return Range(panels_of(args.w), task, args.tasks);
 }
 
 inline int64_t list_size(const ArgmaxHeadArgs& args, int64_t task) {
   const Range range = panels_of(args, task);
   const int64_t end = range.end * kPanel < args.w.rows ? range.end * kPanel : args.w.rows;
-  const int64_t words = end - range.first * kPanel;
+  const int64_t words = end - range.begin * kPanel;
   return words < args.capacity ? words : args.capacity;
 }
 
@@ -110,7 +105,7 @@ void search(const ArgmaxHeadArgs& args, int64_t task, int count) {
   Best best[kFewRows];
   for (int r = 0; r < count; ++r) best[r] = Best(lists + r * args.capacity, args.capacity);
   alignas(64) float results[kPanelResults];
-  for (int64_t panel = range.first; panel < range.end;) {
+  for (int64_t panel = range.begin; panel < range.end;) {
     const Panels panels = panels_from(panel, range.end, count);
     panels_dot(args.w, args.dtype, panels, args.prepared, count, results);
     for (int n = 0; n < panels.count; ++n, ++panel) {

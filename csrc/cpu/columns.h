@@ -2,9 +2,8 @@
 //
 //   over_columns(columns, f)        f(first column, how many) for each vector; `how many` is Whole
 //                                   for a full one, so that only the row's end pays for its mask
-//   over_pairs(columns, two, one)   two(first column) for each two vectors (load_two, store_two),
-//   then
-//                                   one(first column, how many) for what is left, as over_columns
+//   over_pairs(columns, two, one)   two(first column) for each two vectors, one(first column, how
+//                                   many) for what is left
 //   load_at(p, n) store_at(p, a, n) of a Whole vector or of n < kLanes columns
 //   fetch(p)                        asks for the cache line of p, which may lie anywhere
 //   sum_columns<Sum>(columns, f)    f(sum, first column, how many) returns the sum with those added

@@ -8,6 +8,7 @@
 
 #include "matrix/dense_product.h"
 #include "matrix/normalised_row.h"
+#include "matrix/product_parts.h"
 #include "vec_math.h"
 
 #if !defined(FLASHVL_LEVEL_scalar)
@@ -19,8 +20,6 @@ constexpr int64_t kRows = kChainRows;
 constexpr int64_t kFloat = sizeof(float);
 
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-bool is_gated(const ProductArgs& p) { return p.activation == Activation::swiglu; }
 
 // Rows of a product's weights: gate and up together.
 int64_t outputs_of(const ProductArgs& p) { return is_gated(p) ? 2 * p.w.rows : p.w.rows; }

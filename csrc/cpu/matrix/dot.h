@@ -11,17 +11,19 @@
 // Integers: 64 unsigned bytes of weights times activations of 15 bits, exact in int32 as long as
 // fewer than 516 products meet in a lane (255 * 16319 * 516 < 2^31).
 //
-//   Bytes                         load_bytes(p) load_bytes(p, n): the bytes from n on are zero
-//   flip_top(b)                   signed to unsigned, + 128
-//   low_nibbles(b) high_nibbles(b)
-//   Sums                          16 sums over four neighbouring bytes each
-//   start(v) start_row(v)         v in every lane; in the first lane only
-//   add_panel(sums, w, x)         16 rows by four columns; x: four columns from encode_panel
-//   four_at(i)                    where in a group's 256 bytes encode_panel put columns 4 i to 4 i
-//   + 3 add_row(sums, w, x)           one row by 64 columns; x: 128 bytes, from encode_row a + b,
-//   finish(sums, out)      of two sums; to fp32 encode_panel(q, x) encode_row(q, x)   64 integers
-//   of 15 bits to 128 bytes of activations byte_field<shift, mask>(p)    (p[4 i .. 4 i + 4) as
-//   uint32 >> shift) & mask, to fp32 lanes
+//   Bytes                       load_bytes(p), load_bytes(p, n): the bytes from n on are zero
+//   flip_top(b)                 signed to unsigned, + 128
+//   low_nibbles(b)              and high_nibbles(b)
+//   Sums                        16 sums over four neighbouring bytes each
+//   start(v), start_row(v)      v in every lane; in the first lane only
+//   add_panel(sums, w, x)       16 rows by four columns; x: four columns from encode_panel
+//   four_at(i)                  where encode_panel put columns 4 i to 4 i + 3, in 256 bytes a group
+//   add_row(sums, w, x)         one row by 64 columns; x: 128 bytes from encode_row
+//   a + b                       of two sums
+//   finish(sums, out)           to fp32
+//   encode_panel(q, x)          64 integers of 15 bits to 128 bytes of activations
+//   encode_row(q, x)            the same, for add_row
+//   byte_field<shift, mask>(p)  (p[4 i .. 4 i + 4) as uint32 >> shift) & mask, to fp32 lanes
 //
 // kRowsAtOnce rows of activations fit in the registers beside one load of weights. One row reads
 // kPanelsAtOnce panels, each a place in memory for which the processor fetches ahead on its own.
