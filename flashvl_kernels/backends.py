@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels import extension, fastest, gpu, triton
+from flashvl_kernels import extension, fastest, gpu, precision, triton
 
 if TYPE_CHECKING:
     from flashvl_kernels.spec import OpSpec
@@ -220,7 +220,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     for name in dict.fromkeys((*tried, *NAMES)):
         reason = why_not(spec, name, flat)
         if reason is None:
-            return Explanation(op, name, spec.kernel(name).name, rejected)
+            more = precision.note(op, flat) if name == "cpu" else ""
+            return Explanation(op, name, spec.kernel(name).name + more, rejected)
         rejected[name] = reason
     raise AssertionError("the torch backend supports every call")
 
@@ -231,6 +232,8 @@ def resolve(spec: OpSpec, name: str) -> Kernel:
         return Kernel("torch", f"reference {spec.name}", spec.reference)
     if name == "cpu":
         run = getattr(torch.ops.flashvl_cpu, spec.name).default
+        if spec.name in precision.PRODUCTS:
+            run = precision.following(run)
         return Kernel("cpu", f"{spec.name}, level {extension.cpu_level()}", run)
     if name == "cuda":
         from flashvl_kernels.cuda import driver

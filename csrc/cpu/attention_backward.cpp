@@ -24,22 +24,23 @@ using Args = AttentionBackwardArgs;
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Where a thread's matrices lie, in bytes.
+template <class P>
 struct Memory {
   int64_t p, ds, dq, dk, dv, left, right, keys, values, keys_across, bytes;
 
   explicit Memory(const Args& a) : bytes(0) {
-    const int64_t n = padded(a.queries), s = padded(a.keys), d = padded(a.head_dim);
+    const int64_t n = padded<P>(a.queries), s = padded<P>(a.keys), d = padded<P>(a.head_dim);
     p = floats(n * s);
     ds = floats(n * s);
     dq = floats(n * d);
     dk = floats(s * d);
     dv = floats(s * d);
     const int64_t widest = larger(larger(n, s), d);
-    left = take(operand_bytes(larger(n, s), widest));
-    right = take(operand_bytes(d, n));
-    keys = take(operand_bytes(s, d));
-    values = take(operand_bytes(s, d));
-    keys_across = take(operand_bytes(d, s));
+    left = take(P::operand_bytes(larger(n, s), widest));
+    right = take(P::operand_bytes(d, n));
+    keys = take(P::operand_bytes(s, d));
+    values = take(P::operand_bytes(s, d));
+    keys_across = take(P::operand_bytes(d, s));
   }
 
  private:
@@ -51,7 +52,11 @@ struct Memory {
   int64_t floats(int64_t count) { return take(count * static_cast<int64_t>(sizeof(float))); }
 };
 
+template <class P>
 class Task {
+  using Element = typename P::Element;
+  using Operand = typename P::Operand;
+
  public:
   Task(const Args& args, int64_t task, char* memory)
       : a_(args), at_(args), memory_(memory), batch_(task / args.kv_heads) {
@@ -59,8 +64,8 @@ class Task {
     keys_ = args.lengths ? args.lengths[batch_] : args.keys;
     rows_ = args.lengths && keys_ < args.queries ? keys_ : args.queries;
     first_ = args.queries - rows_;
-    key_stride_ = padded(keys_);
-    channel_stride_ = padded(args.head_dim);
+    key_stride_ = padded<P>(keys_);
+    channel_stride_ = padded<P>(args.head_dim);
   }
 
   void run() {
@@ -69,11 +74,11 @@ class Task {
     const float* key = k.data + batch_ * k.batch + kv_head_ * k.head;
     const float* value = v.data + batch_ * v.batch + kv_head_ * v.head;
     const bool any = rows_ > 0 && keys_ > 0;
-    MatrixOperand keys = {}, values = {}, keys_across = {};
+    Operand keys = {}, values = {}, keys_across = {};
     if (any) {
-      keys = pack_all<true>({key, k.token, 1, keys_, depth}, parts(at_.keys));
-      values = pack_all<true>({value, v.token, 1, keys_, depth}, parts(at_.values));
-      keys_across = pack_all<true>({key, 1, k.token, depth, keys_}, parts(at_.keys_across));
+      keys = pack_all<P, true>({key, k.token, 1, keys_, depth}, parts(at_.keys));
+      values = pack_all<P, true>({value, v.token, 1, keys_, depth}, parts(at_.values));
+      keys_across = pack_all<P, true>({key, 1, k.token, depth, keys_}, parts(at_.keys_across));
     }
     for (int64_t head = kv_head_ * group; head < (kv_head_ + 1) * group; ++head) {
       if (any) run_head(head, head > kv_head_ * group, keys, values, keys_across);
@@ -85,12 +90,10 @@ class Task {
 
  private:
   float* floats(int64_t at) const { return reinterpret_cast<float*>(memory_ + at); }
-  OperandElement* parts(int64_t at) const {
-    return reinterpret_cast<OperandElement*>(memory_ + at);
-  }
+  Element* parts(int64_t at) const { return reinterpret_cast<Element*>(memory_ + at); }
 
-  void run_head(int64_t head, bool add, const MatrixOperand& keys, const MatrixOperand& values,
-                const MatrixOperand& keys_across) {
+  void run_head(int64_t head, bool add, const Operand& keys, const Operand& values,
+                const Operand& keys_across) {
     const int64_t depth = a_.head_dim;
     const float* q = row_of(a_.q, head);
     const float* dout = row_of(a_.dout, head);
@@ -107,15 +110,15 @@ class Task {
     return heads.data + batch_ * heads.batch + first_ * heads.token + head * heads.head;
   }
 
-  void multiply(const MatrixSource& left, const MatrixOperand& right, float* to, int64_t stride) {
-    multiply_operands(pack_all<false>(left, parts(at_.left)), right, to, stride, false);
+  void multiply(const MatrixSource& left, const Operand& right, float* to, int64_t stride) {
+    P::multiply_operands(pack_all<P, false>(left, parts(at_.left)), right, to, stride, false);
   }
 
   // `to` [keys, D] (+)= leftᵀ right, over the queries.
   void sum(const float* left, const MatrixSource& right, float* to, bool add) {
-    const MatrixOperand a = pack_all<false>({left, 1, key_stride_, keys_, rows_}, parts(at_.left));
-    const MatrixOperand b = pack_all<true>(right, parts(at_.right));
-    multiply_operands(a, b, to, channel_stride_, add);
+    const Operand a = pack_all<P, false>({left, 1, key_stride_, keys_, rows_}, parts(at_.left));
+    const Operand b = pack_all<P, true>(right, parts(at_.right));
+    P::multiply_operands(a, b, to, channel_stride_, add);
   }
 
   // A row of scores becomes P, one of dP becomes scale dS; zeros where a key is not seen.
@@ -167,7 +170,7 @@ class Task {
   }
 
   const Args& a_;
-  const Memory at_;
+  const Memory<P> at_;
   char* const memory_;
   const int64_t batch_;
   int64_t kv_head_, keys_, rows_, first_, key_stride_, channel_stride_;
@@ -175,10 +178,12 @@ class Task {
 
 }  // namespace
 
-int64_t attention_backward_bytes(const AttentionBackwardArgs& args) { return Memory(args).bytes; }
+int64_t attention_backward_bytes(const AttentionBackwardArgs& args) {
+  return with_product(args.bf16, [&]<class P>(P) { return Memory<P>(args).bytes; });
+}
 
 void attention_backward(const AttentionBackwardArgs& args, int64_t task, char* memory) {
-  Task(args, task, memory).run();
+  with_product(args.bf16, [&]<class P>(P) { Task<P>(args, task, memory).run(); });
 }
 
 }  // namespace flashvl::cpu::FLASHVL_LEVEL

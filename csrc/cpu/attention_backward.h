@@ -29,6 +29,7 @@ struct AttentionBackwardArgs {
   int64_t kv_heads;
   int64_t head_dim;
   float scale;
+  bool bf16;               // numbers may be rounded to bf16 before they are multiplied
   const int64_t* lengths;  // [batch], or null
   AttentionHeads q, k, v, dout;
   AttentionGradient dq, dk, dv;

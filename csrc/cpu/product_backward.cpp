@@ -20,7 +20,6 @@ namespace {
 
 using Args = ProductBackwardArgs;
 
-constexpr int64_t kRows = kChainRows;
 constexpr int64_t kFloat = sizeof(float);
 
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -34,6 +33,7 @@ MatrixSource down_weights(const Args& a) { return {a.down, 1, a.down_stride, a.w
 MatrixSource outer_weights(const Args& a) { return {a.w, 1, a.w_stride, a.columns, a.outputs}; }
 
 // Where they lie, packed.
+template <class P>
 struct Packed {
   MatrixSource source[3];
   int64_t start[4];   // in bytes
@@ -44,28 +44,30 @@ struct Packed {
     start[0] = blocks[0] = 0;
     for (int i = 0; i < 3; ++i) {
       const MatrixSource& s = source[i];
-      start[i + 1] = start[i] + (wanted[i] ? operand_bytes(s.rows, s.columns) : 0);
-      blocks[i + 1] = blocks[i] + (wanted[i] ? operand_blocks(s.rows) : 0);
+      start[i + 1] = start[i] + (wanted[i] ? P::operand_bytes(s.rows, s.columns) : 0);
+      blocks[i + 1] = blocks[i] + (wanted[i] ? operand_blocks<P>(s.rows) : 0);
     }
   }
-  OperandElement* at(const Args& a, int i) const {
-    return reinterpret_cast<OperandElement*>(a.packed + start[i]);
+  typename P::Element* at(const Args& a, int i) const {
+    return reinterpret_cast<typename P::Element*>(a.packed + start[i]);
   }
-  MatrixOperand operand(const Args& a, int i) const { return {source[i], at(a, i)}; }
+  typename P::Operand operand(const Args& a, int i) const { return {source[i], at(a, i)}; }
 };
 
 // Where a task's rows and sums lie, in bytes from its start.
+template <class P>
 struct Memory {
+  static constexpr int64_t kRows = P::kChainRows;
   int64_t n, inner, hidden, left, right, dw, ddown, dbias, dnorm_weight, dnorm_bias, bytes;
 
   explicit Memory(const Args& a) : bytes(0) {
-    const int64_t k = padded(a.columns), o = padded(a.outputs), f = padded(a.width);
+    const int64_t k = padded<P>(a.columns), o = padded<P>(a.outputs), f = padded<P>(a.width);
     n = take(kRows * k * kFloat);
     inner = take(has_inner(a) ? kRows * o * kFloat : 0);
     hidden = take(a.down ? kRows * f * kFloat : 0);
     const int64_t wide = larger(a.columns, a.outputs);
-    left = take(larger(operand_bytes(kRows, wide), operand_bytes(wide, kRows)));
-    right = take(operand_bytes(larger(a.columns, a.width), kRows));
+    left = take(larger(P::operand_bytes(kRows, wide), P::operand_bytes(wide, kRows)));
+    right = take(P::operand_bytes(larger(a.columns, a.width), kRows));
     dw = take(a.dw ? o * k * kFloat : 0);
     ddown = take(a.ddown ? k * f * kFloat : 0);
     dbias = take(a.dbias ? ColumnSums::bytes(a.outputs) : 0);
@@ -87,7 +89,12 @@ struct Matrix {
   int64_t stride;
 };
 
+template <class P>
 class Task {
+  static constexpr int64_t kRows = P::kChainRows;
+  using Element = typename P::Element;
+  using Operand = typename P::Operand;
+
  public:
   Task(const Args& args, int64_t task)
       : a_(args),
@@ -112,7 +119,7 @@ class Task {
       const Matrix dy = {a_.dy + row_ * a_.dy_stride, a_.dy_stride};
       const Matrix dz = gradient_of_products(n, dy);
       if (a_.dbias) add_rows(dz);
-      if (a_.dw) sum_products(dz, a_.outputs, n, a_.columns, at_.dw, padded(a_.columns));
+      if (a_.dw) sum_products(dz, a_.outputs, n, a_.columns, at_.dw, padded<P>(a_.columns));
       if (has_rows(a_)) gradient_of_rows(dz, dy);
     }
     if (a_.dbias) dbias_.flush();
@@ -122,20 +129,18 @@ class Task {
 
  private:
   float* floats(int64_t at) const { return reinterpret_cast<float*>(memory_ + at); }
-  OperandElement* parts(int64_t at) const {
-    return reinterpret_cast<OperandElement*>(memory_ + at);
-  }
+  Element* parts(int64_t at) const { return reinterpret_cast<Element*>(memory_ + at); }
 
   void zero_sums(int64_t at, const float* wanted, int64_t rows, int64_t columns) {
     if (!wanted) return;
     float* sums = floats(at);
-    for (int64_t i = 0; i < padded(rows) * padded(columns); ++i) sums[i] = 0.0f;
+    for (int64_t i = 0; i < padded<P>(rows) * padded<P>(columns); ++i) sums[i] = 0.0f;
   }
 
   Matrix normalised() {
     const float* x = a_.x + row_ * a_.x_stride;
     if (!a_.norm_weight) return {x, a_.x_stride};
-    const int64_t stride = padded(a_.columns);
+    const int64_t stride = padded<P>(a_.columns);
     const RowNorm<float> norm = {a_.norm_weight, a_.norm_bias, a_.eps};
     for (int64_t r = 0; r < count_; ++r) {
       normalise(x + r * a_.x_stride, floats(at_.n) + r * stride, a_.columns, norm);
@@ -146,20 +151,20 @@ class Task {
   // rows [count_, columns] times one of the weights.
   Matrix multiply(Matrix rows, int64_t columns, int weights, int64_t to, int64_t outputs) {
     const MatrixSource source = {rows.data, rows.stride, 1, count_, columns};
-    const MatrixOperand left = pack_all<false>(source, parts(at_.left));
-    const int64_t stride = padded(outputs);
-    multiply_operands(left, weights_.operand(a_, weights), floats(to), stride, false);
+    const Operand left = pack_all<P, false>(source, parts(at_.left));
+    const int64_t stride = padded<P>(outputs);
+    P::multiply_operands(left, weights_.operand(a_, weights), floats(to), stride, false);
     return {floats(to), stride};
   }
 
   // The sums at `to` += leftᵀ right, over the rows.
   void sum_products(Matrix left, int64_t rows, Matrix right, int64_t columns, int64_t to,
                     int64_t stride) {
-    const MatrixOperand a =
-        pack_all<false>({left.data, 1, left.stride, rows, count_}, parts(at_.left));
-    const MatrixOperand b =
-        pack_all<true>({right.data, 1, right.stride, columns, count_}, parts(at_.right));
-    multiply_operands(a, b, floats(to), stride, row_ > begin_);
+    const Operand a =
+        pack_all<P, false>({left.data, 1, left.stride, rows, count_}, parts(at_.left));
+    const Operand b =
+        pack_all<P, true>({right.data, 1, right.stride, columns, count_}, parts(at_.right));
+    P::multiply_operands(a, b, floats(to), stride, row_ > begin_);
   }
 
   // The gradient of n wᵀ + bias.
@@ -174,7 +179,7 @@ class Task {
     for (int64_t r = 0; r < count_; ++r) {
       undo_gate(floats(at_.inner) + r * z.stride, floats(at_.hidden) + r * h.stride);
     }
-    if (a_.ddown) sum_products(dy, a_.columns, h, a_.width, at_.ddown, padded(a_.width));
+    if (a_.ddown) sum_products(dy, a_.columns, h, a_.width, at_.ddown, padded<P>(a_.width));
     return z;
   }
 
@@ -243,8 +248,8 @@ class Task {
   }
 
   const Args& a_;
-  const Memory at_;
-  const Packed weights_;
+  const Memory<P> at_;
+  const Packed<P> weights_;
   char* const memory_;
   const int64_t begin_, end_;
   int64_t row_ = 0, count_ = 0;
@@ -252,13 +257,14 @@ class Task {
 };
 
 // Adds up what the tasks have at `at`: rows of a matrix, or one row of column sums.
+template <class P>
 void add_matrix_row(const Args& a, int64_t bytes, int64_t at, int64_t row, int64_t columns,
                     float* to) {
   over_columns(columns, [&](int64_t c, auto n) {
     F32 sum = zero();
     for (int64_t task = 0; task < a.tasks; ++task) {
       const float* sums = reinterpret_cast<const float*>(a.memory + task * bytes + at);
-      sum = sum + load_at(sums + row * padded(columns) + c, n);
+      sum = sum + load_at(sums + row * padded<P>(columns) + c, n);
     }
     store_at(to + row * columns + c, sum, n);
   });
@@ -278,36 +284,45 @@ void add_column_sums(const Args& a, int64_t bytes, int64_t at, int64_t columns, 
 }  // namespace
 
 ProductBackwardSizes product_backward_plan(const ProductBackwardArgs& args) {
-  const Packed packed(args);
   const int64_t rows = (args.dw ? args.outputs : 0) + (args.ddown ? args.columns : 0);
-  return {packed.start[3], packed.blocks[3], Memory(args).bytes, rows + 1};
+  return with_product(args.bf16, [&]<class P>(P) -> ProductBackwardSizes {
+    const Packed<P> packed(args);
+    return {packed.start[3], packed.blocks[3], Memory<P>(args).bytes, rows + 1};
+  });
 }
 
 void product_backward_pack(const ProductBackwardArgs& args, int64_t begin, int64_t end) {
-  const Packed packed(args);
-  for (int64_t block = begin; block < end; ++block) {
-    int i = 0;
-    while (block >= packed.blocks[i + 1]) ++i;
-    pack_operand<true>(packed.source[i], block - packed.blocks[i], packed.at(args, i));
-  }
+  with_product(args.bf16, [&]<class P>(P) {
+    const Packed<P> packed(args);
+    for (int64_t block = begin; block < end; ++block) {
+      int i = 0;
+      while (block >= packed.blocks[i + 1]) ++i;
+      P::template pack_operand<true>(packed.source[i], block - packed.blocks[i],
+                                     packed.at(args, i));
+    }
+  });
 }
 
-void product_backward(const ProductBackwardArgs& args, int64_t task) { Task(args, task).run(); }
+void product_backward(const ProductBackwardArgs& args, int64_t task) {
+  with_product(args.bf16, [&]<class P>(P) { Task<P>(args, task).run(); });
+}
 
 void product_backward_sum(const ProductBackwardArgs& args, int64_t begin, int64_t end) {
-  const Memory at(args);
-  const int64_t first = args.dw ? args.outputs : 0, second = args.ddown ? args.columns : 0;
-  for (int64_t row = begin; row < end; ++row) {
-    if (row < first) {
-      add_matrix_row(args, at.bytes, at.dw, row, args.columns, args.dw);
-    } else if (row < first + second) {
-      add_matrix_row(args, at.bytes, at.ddown, row - first, args.width, args.ddown);
-    } else {
-      add_column_sums(args, at.bytes, at.dbias, args.outputs, args.dbias);
-      add_column_sums(args, at.bytes, at.dnorm_weight, args.columns, args.dnorm_weight);
-      add_column_sums(args, at.bytes, at.dnorm_bias, args.columns, args.dnorm_bias);
+  with_product(args.bf16, [&]<class P>(P) {
+    const Memory<P> at(args);
+    const int64_t first = args.dw ? args.outputs : 0, second = args.ddown ? args.columns : 0;
+    for (int64_t row = begin; row < end; ++row) {
+      if (row < first) {
+        add_matrix_row<P>(args, at.bytes, at.dw, row, args.columns, args.dw);
+      } else if (row < first + second) {
+        add_matrix_row<P>(args, at.bytes, at.ddown, row - first, args.width, args.ddown);
+      } else {
+        add_column_sums(args, at.bytes, at.dbias, args.outputs, args.dbias);
+        add_column_sums(args, at.bytes, at.dnorm_weight, args.columns, args.dnorm_weight);
+        add_column_sums(args, at.bytes, at.dnorm_bias, args.columns, args.dnorm_bias);
+      }
     }
-  }
+  });
 }
 
 }  // namespace flashvl::cpu::FLASHVL_LEVEL

@@ -31,6 +31,7 @@ struct ProductBackwardArgs {
   const float* norm_weight;  // null: no norm
   const float* norm_bias;    // null: RMSNorm; else LayerNorm
   float eps;
+  bool bf16;  // numbers may be rounded to bf16 before they are multiplied
   // Results, contiguous; null where not wanted.
   float* dx;
   float* dw;

@@ -20,6 +20,7 @@ struct ProductChainArgs {
   const float* norm_weight;  // null: no norm
   const float* norm_bias;    // null: RMSNorm; else LayerNorm
   float eps;
+  bool bf16;  // numbers may be rounded to bf16 before they are multiplied
   char* packed;
   char* memory;
   int64_t tasks;

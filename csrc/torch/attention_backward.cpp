@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "../cpu/dispatch/dispatch.h"
+#include "precision.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -82,6 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(Tensor dout, Tensor q, Ten
       .kv_heads = kv_heads,
       .head_dim = q.size(3),
       .scale = static_cast<float>(scale),
+      .bf16 = products_in_bf16(),
       .lengths = counts,
       .q = at(q),
       .k = at(k),

@@ -13,6 +13,7 @@
 
 #include "../cpu/dispatch/dispatch.h"
 #include "packed_tasks.h"
+#include "precision.h"
 #include "product.h"
 #include "tensors.h"
 
@@ -63,6 +64,7 @@ void run(cpu::ProductBackwardArgs& args) {
       FLASHVL_SELECT(cpu::ProductBackwardTask, product_backward);
   static cpu::ProductBackwardSum* const sum =
       FLASHVL_SELECT(cpu::ProductBackwardSum, product_backward_sum);
+  args.bf16 = products_in_bf16();
   const auto sizes = pack_and_run(args, args.rows, kTaskRows, plan, pack, task);
   torch::stable::parallel_for(0, sizes.sum_rows, 64,
                               [&](int64_t begin, int64_t end) { sum(args, begin, end); });

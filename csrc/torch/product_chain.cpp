@@ -4,6 +4,7 @@
 
 #include "../cpu/dispatch/dispatch.h"
 #include "packed_tasks.h"
+#include "precision.h"
 
 namespace flashvl {
 namespace {
@@ -46,6 +47,7 @@ void multiply_chain(const Rows& x, const NormTensors& norm, const cpu::ProductAr
   args.norm_weight = floats(norm.weight);
   args.norm_bias = floats(norm.bias);
   args.eps = norm.eps;
+  args.bf16 = products_in_bf16();
   pack_and_run(args, first.rows, kFewestRows, plan, pack, task);
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels.gradients import kernels, watched
+from flashvl_kernels.gradients import kernels
 
 # 512 by 512 scores and their gradients are 2 MiB, the second-level cache.
 MOST_SCORES = 512 * 512
@@ -21,9 +21,9 @@ LONGEST = 1024  # of queries, keys and channels alone
 def _runs(grad: Tensor | None, q: Tensor, keys: int) -> bool:
     return (
         grad is not None
-        and kernels.runs_in_fp32("attention_backward", q, grad)
         and 0 < q.shape[1] * keys <= MOST_SCORES
         and max(q.shape[1], keys, q.shape[3]) <= LONGEST
+        and kernels.runs_in_fp32("attention_backward", q, grad)
     )
 
 
@@ -39,7 +39,6 @@ def tile_attention(
     (grad,) = grads
     if lengths is not None or not _runs(grad, q, q.shape[1]):
         return NotImplemented
-    watched.uses("attention_backward")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     found = torch.ops.flashvl_cpu.attention_backward(grad, q, k, v, None, factor)
     return [*found, None, None]
@@ -57,7 +56,6 @@ def causal_attention(
     (grad,) = grads
     if not _runs(grad, q, k_cache.shape[2]):
         return NotImplemented
-    watched.uses("attention_backward")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     keys, values = k_cache.transpose(1, 2), v_cache.transpose(1, 2)
     found = torch.ops.flashvl_cpu.attention_backward(grad, q, keys, values, lengths, factor)

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from flashvl_kernels import backends, extension
+from flashvl_kernels import backends, extension, precision
+from flashvl_kernels.gradients import watched
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,8 +42,13 @@ def _vectors() -> bool:
 
 
 def runs_in_fp32(name: str, x: Tensor, grad: Tensor) -> bool:
-    """The same, of kernels for fp32 on a CPU with AVX2, which never see an empty tensor."""
-    return runs(name, grad) and x.dtype == torch.float32 and x.numel() > 0 and _vectors()
+    """The same, of kernels for fp32 on a CPU with AVX2, which never see an empty tensor. They
+    follow PyTorch's setting for the precision of fp32 products."""
+    found = runs(name, grad) and x.dtype == torch.float32 and x.numel() > 0 and _vectors()
+    if found:
+        precision.follow()
+        watched.uses(name + (" in bf16" if precision.in_bf16() else ""))
+    return found
 
 
 def runs_in_one(name: str, x: Tensor, grad: Tensor, *weights: Tensor) -> bool:

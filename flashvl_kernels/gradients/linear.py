@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvl_kernels.gradients import kernels, watched
+from flashvl_kernels.gradients import kernels
 from flashvl_kernels.gradients.norm import norm_backward
 from flashvl_kernels.gradients.rows import as_rows
 from flashvl_kernels.norm import apply_norm
@@ -54,7 +54,6 @@ def backward(
     if not (need_x or need_w or need_bias or need_norm):
         return found
     if kernels.runs_in_one("linear_backward", x, grad, w_data):
-        watched.uses("linear_backward")
         dx, dw, dbias, dnorm_weight, dnorm_bias = torch.ops.flashvl_cpu.linear_backward(
             grad, x, w_data, bias, activation, norm_weight, norm_bias, norm_eps,
             need_x, need_w, need_bias, need_norm,

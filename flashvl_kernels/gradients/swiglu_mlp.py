@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvl_kernels.gradients import kernels, watched
+from flashvl_kernels.gradients import kernels
 from flashvl_kernels.gradients.norm import norm_backward
 from flashvl_kernels.gradients.rows import as_rows
 from flashvl_kernels.norm import apply_norm
@@ -54,7 +54,6 @@ def backward(
     found: list[Tensor | None] = [None] * len(needs)
     need_rows, need_gate_up, need_down = needs[0] or needs[1], needs[3], needs[7]
     if kernels.runs_in_one("swiglu_mlp_backward", x, grad, gate_up_data, down_data):
-        watched.uses("swiglu_mlp_backward")
         made = torch.ops.flashvl_cpu.swiglu_mlp_backward(
             grad, x, norm_weight, norm_eps, gate_up_data, down_data,
             needs[0], needs[1], need_gate_up, need_down,

@@ -29,7 +29,7 @@ from flashvl.train import (
 from flashvl.train.dataset import to_tensors
 from flashvl.train.glyphs import read_out, symbol_of
 from flashvl.train.policies import SHIPPED, config_for, policies
-from flashvl.train.step_speed import Timed, compare, report
+from flashvl.train.step_speed import Timed, compare, report, sides
 from flashvl.train.tile_targets import HALVES
 from flashvl.train.tiled_batches import (
     Curriculum,
@@ -351,10 +351,15 @@ def test_the_step_report_judges_pairs_of_one_batch(tmp_path: Path) -> None:
     assert "median 1.75" in lines[-1] and "; meets the bar" in lines[-1]
     slower = {"auto": found["torch"], "torch": found["auto"]}
     assert "does not meet" in list(report(slower))[-1]
+    # Of each batch the faster plain step counts.
+    lines = list(report({**found, "torch, exact": [Timed(2, 2, 2), Timed(9, 9, 9)]}))
+    assert "median 1.50" in lines[-1] and lines[1].split()[-1] == "1.67"
 
     one = trainer(tmp_path)
     one.enter(2)
     batches = list(one.batches(STAGES[2], one.steps_done, 1))
-    timed = compare(one, batches, rounds=1, ours="auto")
-    assert {name: len(steps) for name, steps in timed.items()} == {"auto": 1, "torch": 1}
+    timed = compare(one, batches, rounds=1, sides=sides("auto", "medium"))
+    counts = {name: len(steps) for name, steps in timed.items()}
+    assert counts == {"auto": 1, "torch": 1, "torch, exact": 1}
     assert all(step.backward > 0 for steps in timed.values() for step in steps)
+    assert torch.get_float32_matmul_precision() == "highest"

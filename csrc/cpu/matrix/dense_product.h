@@ -1,42 +1,64 @@
-// fp32 products of matrices that stay in the cache, in any orientation: what training asks for.
-// Not at level scalar, where PyTorch does better.
+// Products of fp32 matrices that stay in the cache, in any orientation: what training asks for. Not
+// at level scalar, where PyTorch does better.
 //
-//   operand_blocks(rows)                      an operand is packed in blocks of kOperandRows rows
-//   operand_bytes(rows, columns)              room for a packed operand
-//   pack_operand<right>(source, block, to)    a block of the left operand's rows, or of the right
-//                                             one's columns
-//   pack_all<right>(source, to)               all of them
-//   multiply_operands(a, b, c, stride, add)   c = a b, or c += a b, with room for whole blocks
-//   padded(count)                             whole blocks of rows or columns, at least one
-//   kChainRows                                rows that pass through a chain of products together
+//   with_product(bf16, f)          f(a product): where bf16 is set and the level multiplies pairs
+//   of
+//                                  bf16 at twice the rate of fp32, one that rounds to them
+//   operand_blocks<P>(rows)        an operand is packed in blocks of P::kOperandRows rows
+//   P::operand_bytes(rows, columns)            room for a packed operand
+//   P::pack_operand<right>(source, block, to)  a block of the left operand's rows, or of the right
+//                                              one's columns
+//   pack_all<P, right>(source, to)             all of them
+//   P::multiply_operands(a, b, c, stride, add) c = a b, or c += a b, whose columns agree; with room
+//                                              for whole blocks in c
+//   padded<P>(count)               whole blocks of rows or columns, at least one
+//   P::kChainRows                  rows that pass through a chain of products together
 #pragma once
 
+#include "operand_source.h"
+#include "row_layout.h"
 #if defined(FLASHVL_LEVEL_amx)
 #include "split_product.h"
 #else
-#include "float_product.h"
+#include "vector_product.h"
 #endif
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-template <bool right>
-inline MatrixOperand pack_all(const MatrixSource& source, OperandElement* packed) {
-  for (int64_t block = 0; block < operand_blocks(source.rows); ++block) {
-    pack_operand<right>(source, block, packed);
+#if defined(FLASHVL_LEVEL_amx)
+using Fp32Product = SplitProduct;
+#else
+using Fp32Product = VectorProduct<Floats>;
+#endif
+
+#if defined(FLASHVL_LEVEL_avx512_bf16)
+constexpr bool kHasBF16Product = true;
+#else
+constexpr bool kHasBF16Product = false;
+#endif
+
+template <class F>
+inline auto with_product([[maybe_unused]] bool bf16, F f) {
+#if defined(FLASHVL_LEVEL_avx512_bf16)
+  if (bf16) return f(VectorProduct<BF16Pairs>{});
+#endif
+  return f(Fp32Product{});
+}
+
+template <class Product, bool right>
+inline typename Product::Operand pack_all(const MatrixSource& source,
+                                          typename Product::Element* packed) {
+  for (int64_t block = 0; block < operand_blocks<Product>(source.rows); ++block) {
+    Product::template pack_operand<right>(source, block, packed);
   }
   return {source, packed};
 }
 
-// Rows that pass through a chain of products together, whole blocks of them. With tiles, those of
-// 1024 columns take 1 MiB, and 1.5 MiB in parts, of 2 MiB of second-level cache.
-#if defined(FLASHVL_LEVEL_amx)
-constexpr int64_t kChainRows = 256;
-#else
-constexpr int64_t kChainRows = 96;
-#endif
-
-inline int64_t padded(int64_t count) { return round_up(count > 0 ? count : 1, kOperandRows); }
+template <class Product>
+inline int64_t padded(int64_t count) {
+  return round_up(count > 0 ? count : 1, Product::kOperandRows);
+}
 
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL

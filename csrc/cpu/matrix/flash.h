@@ -3,33 +3,40 @@
 //
 // An op packs a head's keys and values once, then adds its queries, whichever they are and wherever
 // their results go: kQueries of them, each with the number of keys it sees, are attended together.
-// The products are FlashFloats' or FlashPairs'; what happens in between is flash_softmax.h's.
+// The products are FlashFloats', FlashDots' or FlashPairs'; what happens in between is
+// flash_softmax.h's.
 #pragma once
 
 #include "flash_args.h"
+#include "flash_dots.h"
 #include "flash_floats.h"
 #include "flash_pairs.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-#if defined(FLASHVL_LEVEL_amx)
 template <class T>
 struct FlashEngineOf {
   using Type = FlashFloats<T>;
 };
+#if defined(FLASHVL_LEVEL_amx)
 template <>
 struct FlashEngineOf<BF16> {
   using Type = FlashPairs;
 };
+#elif defined(FLASHVL_LEVEL_avx512_bf16)
+template <>
+struct FlashEngineOf<BF16> {
+  using Type = FlashDots;
+};
+#endif
 template <class T>
 using FlashEngine = typename FlashEngineOf<T>::Type;
-#else
+
+#if !defined(FLASHVL_LEVEL_amx)
 struct FlashScope {
   FlashScope() {}
 };
-template <class T>
-using FlashEngine = FlashFloats<T>;
 #endif
 
 // Hands out parts of a task's memory; without memory it only counts.

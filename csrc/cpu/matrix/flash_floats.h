@@ -1,80 +1,11 @@
-// The matrix products of flash.h in fp32 fused multiply-adds: every level and dtype.
-//
-// Both products are C[rows][queries] = A[rows][depth] B[depth][queries] with queries in the lanes:
-// scores = K Q^T, outputs = V^T P. An element of A is broadcast to kRows x 2 accumulators' fmas, so
-// the bound is the fma units: at AVX-512 16 fmas (8 cycles) for 10 loads (5 cycles).
+// What flash.h multiplies with in fp32: every level and dtype, but for bf16 where FlashDots or
+// FlashPairs is there.
 #pragma once
 
-#include "flash_softmax.h"
+#include "flash_product.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
-
-// Accumulators: kRows x 2 vectors. Scalar has 16 registers of 4 floats, so a vector takes two.
-#if defined(FLASHVL_FLASH_AVX512)
-constexpr int kFloatRows = 8;
-#elif defined(FLASHVL_LEVEL_avx2)
-constexpr int kFloatRows = 4;
-#else
-constexpr int kFloatRows = 2;
-#endif
-
-struct FloatMatrix {
-  const float* data;
-  int64_t row;
-  int64_t step;
-};
-
-template <int rows>
-inline void float_tile(float* c, FloatMatrix a, const float* b, int64_t depth, bool add) {
-  F32 sums[rows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = zero();
-  for (int64_t k = 0; k < depth; ++k) {
-    const F32 left = load(b + k * kQueries), right = load(b + k * kQueries + kLanes);
-    const float* column = a.data + k * a.step;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const F32 value = splat(column[r * a.row]);
-      sums[r][0] = fma(value, left, sums[r][0]);
-      sums[r][1] = fma(value, right, sums[r][1]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-      float* out = c + r * kQueries + v * kLanes;
-      store(out, add ? load(out) + sums[r][v] : sums[r][v]);
-    }
-  }
-}
-
-// As many tiles of `rows` rows as fit into `left`; what they leave.
-template <int rows>
-inline int64_t float_tiles(float*& c, FloatMatrix& a, const float* b, int64_t left, int64_t depth,
-                           bool add) {
-  for (; left >= rows; left -= rows) {
-    float_tile<rows>(c, a, b, depth, add);
-    c += rows * kQueries;
-    a.data += rows * a.row;
-  }
-  return left;
-}
-
-// `vectors`: those of C's columns that hold queries; an odd one brings its neighbour along.
-inline void float_product(float* c, FloatMatrix a, const float* b, int64_t rows, int64_t depth,
-                          int vectors, bool add) {
-  for (int v = 0; v < vectors; v += 2) {
-    FloatMatrix part = a;
-    float* out = c + v * kLanes;
-    const float* in = b + v * kLanes;
-    int64_t left = float_tiles<kFloatRows>(out, part, in, rows, depth, add);
-    left = float_tiles<4>(out, part, in, left, depth, add);
-    left = float_tiles<2>(out, part, in, left, depth, add);
-    float_tiles<1>(out, part, in, left, depth, add);
-  }
-}
 
 // Whether a probability of 13 bits is good enough: where the result is rounded to 8.
 template <class T>
@@ -135,9 +66,9 @@ class FlashFloats {
   // Scores of keys [first, first + keys); returns how many rows were written.
   int64_t score(int64_t first, int64_t keys, int vectors) {
     for (int64_t d = 0; d < head_dim_; d += kDepth) {
-      const FloatMatrix a = {keys_ + first * head_dim_ + d, head_dim_, 1};
+      const FlashMatrix a = {keys_ + first * head_dim_ + d, head_dim_, 1};
       const int64_t depth = head_dim_ - d < kDepth ? head_dim_ - d : kDepth;
-      float_product(scores_, a, queries_ + d * kQueries, keys, depth, vectors, d > 0);
+      flash_product<Floats>(scores_, a, queries_ + d * kQueries, keys, depth, vectors, d > 0);
     }
     return keys;
   }
@@ -159,8 +90,8 @@ class FlashFloats {
 
   // Adds (or, at first, sets) the values weighed by the probabilities.
   void weigh(int64_t first, int64_t rows, int vectors, bool add) {
-    const FloatMatrix a = {values_ + first * head_dim_, 1, head_dim_};
-    float_product(out_, a, scores_, head_dim_, rows, vectors, add);
+    const FlashMatrix a = {values_ + first * head_dim_, 1, head_dim_};
+    flash_product<Floats>(out_, a, scores_, head_dim_, rows, vectors, add);
   }
 
   float* out() { return out_; }

@@ -8,13 +8,6 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// What an operand is packed as.
-#if defined(FLASHVL_LEVEL_amx)
-using OperandElement = BF16;
-#else
-using OperandElement = float;
-#endif
-
 // Number (r, k) of an operand: data[r * row + k * depth], one of the two strides being 1.
 struct MatrixSource {
   const float* data;
@@ -22,10 +15,16 @@ struct MatrixSource {
   int64_t rows, columns;  // columns: how deep it is
 };
 
+template <class Element>
 struct MatrixOperand {
   MatrixSource source;
-  const OperandElement* packed;
+  const Element* packed;
 };
+
+template <class Product>
+inline int64_t operand_blocks(int64_t rows) {
+  return (rows + Product::kOperandRows - 1) / Product::kOperandRows;
+}
 
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL

@@ -22,7 +22,7 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-constexpr int64_t kOperandRows = 32;  // of a block: two tiles
+constexpr int64_t kSplitRows = 32;  // of a block: two tiles
 constexpr int64_t kSplitParts = 3;
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
 constexpr int64_t kSplitStep = 2 * kSplitParts * kTileElements;  // bf16 of 32 rows and 32 columns
@@ -34,12 +34,6 @@ constexpr int64_t kChunk = 4;
 
 inline int64_t split_block_elements(int64_t columns) {
   return kSplitHead + depth_steps(columns) * kSplitStep;
-}
-
-inline int64_t operand_blocks(int64_t rows) { return (rows + kOperandRows - 1) / kOperandRows; }
-
-inline int64_t operand_bytes(int64_t rows, int64_t columns) {
-  return operand_blocks(rows) * split_block_elements(columns) * static_cast<int64_t>(sizeof(BF16));
 }
 
 // The nearest number of 8 bits, as the bits of fp32.
@@ -131,23 +125,6 @@ inline __m512i split_tile(const MatrixSource& s, int64_t row, int64_t column, BF
   return size;
 }
 
-// Rows [32 block, 32 block + 32) of a source, those of the right operand being columns of it.
-template <bool right>
-inline void pack_operand(const MatrixSource& source, int64_t block, BF16* packed) {
-  BF16* out = packed + block * split_block_elements(source.columns);
-  __m512i size = _mm512_setzero_si512();
-  BF16* step = out + kSplitHead;
-  for (int64_t k = 0; k < depth_steps(source.columns); ++k, step += kSplitStep) {
-    for (int64_t tile = 0; tile < 2; ++tile) {
-      const __m512i one = split_tile<right>(source, block * kOperandRows + tile * kTileRows,
-                                            k * kTileDepth, step + tile * kTileElements);
-      size = _mm512_max_epu32(size, one);
-    }
-  }
-  constexpr uint32_t kMost = 0x7f000000;  // 2^127
-  out->bits = _mm512_reduce_max_epu32(size) >= kMost ? 1 : 0;
-}
-
 // Two tiles of a part each; part 0 is the largest.
 inline void load_left(const BF16* step, int part) {
   tile_load<4>(step + part * 2 * kTileElements, kTileBytes);
@@ -200,19 +177,19 @@ inline void store_block(float* c, int64_t stride) {
 }
 
 inline void add_block(float* c, int64_t stride) {
-  alignas(64) float sums[kOperandRows * kOperandRows];
-  store_block(sums, kOperandRows);
-  for (int64_t r = 0; r < kOperandRows; ++r, c += stride) {
-    store(c, load(c) + load(sums + r * kOperandRows));
-    store(c + kLanes, load(c + kLanes) + load(sums + r * kOperandRows + kLanes));
+  alignas(64) float sums[kSplitRows * kSplitRows];
+  store_block(sums, kSplitRows);
+  for (int64_t r = 0; r < kSplitRows; ++r, c += stride) {
+    store(c, load(c) + load(sums + r * kSplitRows));
+    store(c + kLanes, load(c + kLanes) + load(sums + r * kSplitRows + kLanes));
   }
 }
 
 // A block that the parts cannot say.
 inline void plain_block(const MatrixSource& a, const MatrixSource& b, int64_t row, int64_t column,
                         float* c, int64_t stride, bool add) {
-  for (int64_t i = 0; i < kOperandRows; ++i) {
-    for (int64_t j = 0; j < kOperandRows; ++j) {
+  for (int64_t i = 0; i < kSplitRows; ++i) {
+    for (int64_t j = 0; j < kSplitRows; ++j) {
       float sum = 0.0f;
       if (row + i < a.rows && column + j < b.rows) {
         const float* left = a.data + (row + i) * a.row;
@@ -227,36 +204,66 @@ inline void plain_block(const MatrixSource& a, const MatrixSource& b, int64_t ro
   }
 }
 
-// c [a.rows, b.rows], both rounded up to whole blocks. The sources' columns agree.
-inline void multiply_operands(const MatrixOperand& a, const MatrixOperand& b, float* c,
-                              int64_t stride, bool add) {
-  const Tiles scope;
-  const int64_t steps = depth_steps(a.source.columns);
-  const int64_t block = split_block_elements(a.source.columns);
-  const int64_t rows = operand_blocks(a.source.rows), columns = operand_blocks(b.source.rows);
-  for (int64_t first = 0; first < steps; first += kChunk) {
-    const int64_t some = steps - first < kChunk ? steps - first : kChunk;
-    for (int64_t j = 0; j < columns; ++j) {
-      const BF16* right = b.packed + j * block;
-      for (int64_t i = 0; i < rows; ++i) {
-        const BF16* left = a.packed + i * block;
-        float* to = c + i * kOperandRows * stride + j * kOperandRows;
-        if (left->bits || right->bits) {
-          if (first > 0) continue;
-          plain_block(a.source, b.source, i * kOperandRows, j * kOperandRows, to, stride, add);
-          continue;
-        }
-        const int64_t start = kSplitHead + first * kSplitStep;
-        split_block(left + start, right + start, some);
-        if (first > 0 || add) {
-          add_block(to, stride);
-        } else {
-          store_block(to, stride);
+struct SplitProduct {
+  using Element = BF16;
+  using Operand = MatrixOperand<Element>;
+  static constexpr int64_t kOperandRows = kSplitRows;
+  // Rows of 1024 columns take 1 MiB, and 1.5 MiB in parts, of 2 MiB of second-level cache.
+  static constexpr int64_t kChainRows = 256;
+
+  static int64_t operand_bytes(int64_t rows, int64_t columns) {
+    return operand_blocks<SplitProduct>(rows) * split_block_elements(columns) *
+           static_cast<int64_t>(sizeof(BF16));
+  }
+
+  // Rows [32 block, 32 block + 32) of a source, those of the right operand being columns of it.
+  template <bool right>
+  static void pack_operand(const MatrixSource& source, int64_t block, Element* packed) {
+    BF16* out = packed + block * split_block_elements(source.columns);
+    __m512i size = _mm512_setzero_si512();
+    BF16* step = out + kSplitHead;
+    for (int64_t k = 0; k < depth_steps(source.columns); ++k, step += kSplitStep) {
+      for (int64_t tile = 0; tile < 2; ++tile) {
+        const __m512i one = split_tile<right>(source, block * kOperandRows + tile * kTileRows,
+                                              k * kTileDepth, step + tile * kTileElements);
+        size = _mm512_max_epu32(size, one);
+      }
+    }
+    constexpr uint32_t kMost = 0x7f000000;  // 2^127
+    out->bits = _mm512_reduce_max_epu32(size) >= kMost ? 1 : 0;
+  }
+
+  static void multiply_operands(const Operand& a, const Operand& b, float* c, int64_t stride,
+                                bool add) {
+    const Tiles scope;
+    const int64_t steps = depth_steps(a.source.columns);
+    const int64_t block = split_block_elements(a.source.columns);
+    const int64_t rows = operand_blocks<SplitProduct>(a.source.rows),
+                  columns = operand_blocks<SplitProduct>(b.source.rows);
+    for (int64_t first = 0; first < steps; first += kChunk) {
+      const int64_t some = steps - first < kChunk ? steps - first : kChunk;
+      for (int64_t j = 0; j < columns; ++j) {
+        const BF16* right = b.packed + j * block;
+        for (int64_t i = 0; i < rows; ++i) {
+          const BF16* left = a.packed + i * block;
+          float* to = c + i * kOperandRows * stride + j * kOperandRows;
+          if (left->bits || right->bits) {
+            if (first > 0) continue;
+            plain_block(a.source, b.source, i * kOperandRows, j * kOperandRows, to, stride, add);
+            continue;
+          }
+          const int64_t start = kSplitHead + first * kSplitStep;
+          split_block(left + start, right + start, some);
+          if (first > 0 || add) {
+            add_block(to, stride);
+          } else {
+            store_block(to, stride);
+          }
         }
       }
     }
   }
-}
+};
 
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL

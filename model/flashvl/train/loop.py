@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,21 @@ WARMUP = 100  # steps
 AVERAGE = 0.998  # weight of the past in the averaged weights that are shipped
 ENDS = 3  # of cycles
 SAVE_EVERY = 120.0  # seconds
+EXACT = "highest"
+PRECISIONS = (EXACT, "medium")  # torch.set_float32_matmul_precision; medium: products in bf16
 OUTER = ("heads", "lookup")  # parts that are dropped after training: AdamW's, whatever their shape
+
+
+@contextmanager
+def fp32_products(precision: str) -> Iterator[None]:
+    """How exact products of fp32 are inside a `with` block: one of PRECISIONS. Weights, sums and
+    what the optimizers keep are fp32 under either."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True)

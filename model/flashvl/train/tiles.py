@@ -4,6 +4,7 @@
     python -m flashvl.train.tiles --minutes 90       # as many steps as fit, settled at the start
     python -m flashvl.train.tiles --stop-after 30    # half an hour of it; the same command goes on
     python -m flashvl.train.tiles --first spell      # on from what is shipped, with that stage
+    python -m flashvl.train.tiles --precision medium    # products in bf16, where the CPU has those
     python -m flashvl.train.tiles --device cuda --workers 12    # and so does any other device
 
 Stages as in the paper (arXiv 2505.09498): the adapter alone between an encoder and a decoder that
@@ -380,6 +381,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="save and stop after that many, to go on another time")  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--backend", default="auto", help="of the ops; torch is plain PyTorch")
+    parser.add_argument("--precision", default=loop.EXACT, choices=loop.PRECISIONS,
+                        help="of fp32 products; medium: in bf16 where that is faster")  # fmt: skip
     parser.add_argument("--pictures", type=int, default=24, help="in a step")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     args = parser.parse_args(argv)
@@ -393,7 +396,7 @@ def main(argv: list[str] | None = None) -> int:
             pictures=args.pictures, device=args.device, first=args.first,
         )  # fmt: skip
 
-    with backend(args.backend):
+    with backend(args.backend), loop.fp32_products(args.precision):
         trainer = make(args.out, settled_scale(args, make))
         finished = trainer.run(args.stop_after * 60 - (time.monotonic() - begin))
     if not finished:
