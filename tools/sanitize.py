@@ -26,9 +26,13 @@ BUILD = ROOT / "build" / "sanitize"
 LIBRARY = BUILD / "libflashvl_kernels.so"
 TESTS = (
     "test_kernels_against_the_float64_oracle or test_gradients_against_the_float64_oracle or "
-    "test_offsets_past_2_to_the_31"
+    "test_offsets_past_2_to_the_31 or by_the_bound_of_bf16"
 )
-FILES = ("tests/ops/test_registry.py", "tests/ops/test_backward.py")
+FILES = (
+    "tests/ops/test_registry.py",
+    "tests/ops/test_backward.py",
+    "tests/ops/test_precision.py",
+)
 # Frame pointers and line tables make a report readable; the levels' own -O3 stays, because the
 # optimised code is what runs. The vectorised loops of some levels compile four times as long.
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"

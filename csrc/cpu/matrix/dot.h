@@ -26,7 +26,9 @@
 //   byte_field<shift, mask>(p)  (p[4 i .. 4 i + 4) as uint32 >> shift) & mask, to fp32 lanes
 //
 // kRowsAtOnce rows of activations fit in the registers beside one load of weights. One row reads
-// kPanelsAtOnce panels, each a place in memory for which the processor fetches ahead on its own.
+// kPanelsAtOnce panels, each a place in memory for which the processor fetches ahead on its own;
+// more rows as many as leave kFloatSums sums of a row and a panel (kByteSums with int8, kNibbleSums
+// with int4 weights) in registers.
 #pragma once
 
 #include "../vec.h"

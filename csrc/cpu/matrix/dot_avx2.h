@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kRowsAtOnce = 4;
 constexpr int kPanelsAtOnce = 4;
+constexpr int kFloatSums = 4, kByteSums = 4, kNibbleSums = 4;
 
 // ---- floats ----------------------------------------------------------------------------------
 

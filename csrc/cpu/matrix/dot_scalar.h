@@ -6,6 +6,7 @@ namespace {
 
 constexpr int kRowsAtOnce = 4;
 constexpr int kPanelsAtOnce = 1;
+constexpr int kFloatSums = 1, kByteSums = 1, kNibbleSums = 1;
 
 template <class T>
 struct PanelStep {

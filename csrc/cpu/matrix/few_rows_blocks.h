@@ -11,8 +11,11 @@ namespace {
 // 2 % of a panel of 1536 columns, and take a core 150 ns or more to read, the latency of memory.
 constexpr int64_t kAhead = 2048;
 
-// Panels that some rows read at once: no more sums than one row has.
-constexpr int panels_of_rows(int rows) { return rows < kPanelsAtOnce ? kPanelsAtOnce / rows : 1; }
+// Panels that some rows read at once, where registers hold `sums` sums of a row and a panel.
+constexpr int panels_of_rows(int rows, int sums) {
+  const int fit = rows < sums ? sums / rows : 1;
+  return fit < kPanelsAtOnce ? fit : kPanelsAtOnce;
+}
 
 // Into the second-level cache, from where the processor itself fetches on; 2 to 6 % faster than
 // into the first. Never faults, so it may reach past the end of the weights.
@@ -32,9 +35,10 @@ struct Panels {
   int count;
 };
 
-// Those from `panel` on that `rows` rows read at once, and none from `end` on.
+// Those from `panel` on that `rows` rows read at once (of integers perhaps a few at a time), and
+// none from `end` on.
 inline Panels panels_from(int64_t panel, int64_t end, int rows) {
-  const int most = panels_of_rows(rows);
+  const int most = panels_of_rows(rows, kFloatSums);
   return {panel, end - panel < most ? static_cast<int>(end - panel) : most};
 }
 
@@ -90,9 +94,9 @@ inline void in_blocks(const Weights& w, const void* prepared, int rows, float* o
 
 // kernel(Size<N>{}, n) for the panels from n on, of those that R rows take: N at once, then one by
 // one.
-template <int R, class Kernel>
+template <int R, int kSums, class Kernel>
 inline void in_groups(int count, Kernel kernel) {
-  constexpr int kAtOnce = panels_of_rows(R);
+  constexpr int kAtOnce = panels_of_rows(R, kSums);
   int n = 0;
   if constexpr (kAtOnce > 1) {
     for (; n + kAtOnce <= count; n += kAtOnce) kernel(Size<kAtOnce>{}, n);

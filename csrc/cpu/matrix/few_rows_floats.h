@@ -132,7 +132,7 @@ inline void float_dot(const Weights& w, Panels panels, const void* prepared, int
       }
       return;
     }
-    in_groups<R>(panels.count, [&](auto group, int n) {
+    in_groups<R, kFloatSums>(panels.count, [&](auto group, int n) {
       float_panels<T, R, decltype(group)::value>(data, w.row_stride, block, n);
     });
   });

@@ -170,7 +170,8 @@ inline void integer_dot(const Weights& w, Panels panels, const void* prepared, i
                         float* out) {
   in_blocks(w, prepared, rows, out, [&](auto size, const RowBlock& block) {
     constexpr int R = decltype(size)::value;
-    in_groups<R>(panels.count, [&](auto group, int n) {
+    constexpr int kSums = format == WeightFormat::int4 ? kNibbleSums : kByteSums;
+    in_groups<R, kSums>(panels.count, [&](auto group, int n) {
       constexpr int N = decltype(group)::value;
       const int64_t panel = panels.first + n;
       if (!w.panels) {
