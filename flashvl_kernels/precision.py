@@ -27,8 +27,7 @@ _told = "none"  # the extension starts in fp32
 def follow() -> None:
     """Tell the extension what PyTorch says now."""
     global _told
-    setting = _setting("mkldnn", "matmul")
-    if setting != _told:
+    if _matters() and (setting := _setting("mkldnn", "matmul")) != _told:
         torch.ops.flashvl_cpu.allow_bf16_products(setting == "bf16")
         _told = setting
 

@@ -1,18 +1,20 @@
 // Products of fp32 matrices that stay in the cache, in any orientation: what training asks for. Not
 // at level scalar, where PyTorch does better.
 //
-//   with_product(bf16, f)          f(a product): where bf16 is set and the level multiplies pairs
-//   of
-//                                  bf16 at twice the rate of fp32, one that rounds to them
-//   operand_blocks<P>(rows)        an operand is packed in blocks of P::kOperandRows rows
-//   P::operand_bytes(rows, columns)            room for a packed operand
-//   P::pack_operand<right>(source, block, to)  a block of the left operand's rows, or of the right
-//                                              one's columns
-//   pack_all<P, right>(source, to)             all of them
-//   P::multiply_operands(a, b, c, stride, add) c = a b, or c += a b, whose columns agree; with room
-//                                              for whole blocks in c
-//   padded<P>(count)               whole blocks of rows or columns, at least one
-//   P::kChainRows                  rows that pass through a chain of products together
+//   with_product(bf16, f)   f(P{}) of the product P to use. Where bf16 is set and the level does
+//                           pairs of bf16 at twice the rate of fp32, it rounds to those
+//
+//   P::kOperandRows                              rows of a block
+//   operand_blocks<P>(rows)                      blocks of an operand
+//   P::operand_bytes(rows, columns)              room for one, packed
+//   P::pack_operand<right>(source, block, to)    a block of the left operand's rows, or of the
+//                                                right one's columns
+//   pack_all<P, right>(source, to)               all of them
+//   P::multiply_operands(a, b, c, stride, add)   c = a b, or c += a b: as many columns in both,
+//                                                and room for whole blocks in c
+//   padded<P>(count)                             whole blocks of rows or columns, at least one
+//   P::kChainRows                                rows that go through a chain of products
+//                                                together
 #pragma once
 
 #include "operand_source.h"

@@ -1,9 +1,8 @@
 // dense_product.h on vectors: every level that has them, and has no tiles.
 //
-//   VectorProduct<Floats>   fp32 fused multiply-adds
-//   VectorProduct<BF16Pairs>   rounded to bf16, two neighbours along the depth at a time, by
-//   vdpbf16ps:
-//                           at half the memory twice the FLOPs on Zen 4. Level avx512_bf16 only
+//   VectorProduct<Floats>      in fp32
+//   VectorProduct<BF16Pairs>   rounded to bf16, two neighbours along the depth at a time; level
+//                              avx512_bf16 only
 //
 // The left operand in groups of kLeft rows, the right one in groups of two vectors of columns, both
 // step by step along the depth. A group of the right operand, kChunk steps of it, stays in the
