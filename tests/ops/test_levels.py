@@ -124,7 +124,9 @@ def work(folder: Path) -> dict[str, Any]:
         for name, sample, dtype in calls(spec):
             print(name, flush=True)
             judged = partial(compared, spec, sample, dtype, known[name])
-            if reason := numerics.refusal_over_draws(spec, judged):
+            if reason := numerics.refusal_over_draws(
+                spec, judged, partial(flat_call, spec, sample, dtype)
+            ):
                 wrong.append(f"{name}, {reason}")
             count += 1
         found[spec.name] = {"calls": count, "wrong": wrong}

@@ -42,6 +42,31 @@ def test_one_element_of_one_draw_is_enough() -> None:
     assert numerics.refusal_over_draws(SPEC, spoiled)
 
 
+@pytest.mark.parametrize(("error", "right"), [(6e-3, True), (1e-2, False)])
+def test_how_large_the_plain_error_gets_is_asked_of_more_draws(
+    error: float, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It errs by 4e-3 in one draw of a thousand: that counts, twice, and no more than that."""
+
+    def plain(number: int) -> Draw:
+        got, naive, truth = drawn(number, 1.0, lucky=False)
+        if number == 700:
+            naive[0][2] += 3e-3
+        return got, naive, truth
+
+    monkeypatch.setattr(numerics, "results", lambda spec, run, args: plain(*args)[1])
+    monkeypatch.setattr(numerics, "oracle", lambda spec, args: plain(*args)[2])
+
+    def spoiled(draw: int) -> Draw:
+        got, naive, truth = plain(draw)
+        if draw == 0:
+            got[0][2] += error - 1e-3
+        return got, naive, truth
+
+    assert numerics.refusal_over_draws(SPEC, spoiled)
+    assert (not numerics.refusal_over_draws(SPEC, spoiled, lambda draw: (draw,))) == right
+
+
 def test_a_right_first_draw_is_enough() -> None:
     def once(draw: int) -> Draw:
         assert draw == 0

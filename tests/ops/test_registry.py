@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -49,7 +50,9 @@ def assert_right(
         plain, truth = numerics.results(spec, spec.reference, flat), numerics.oracle(spec, flat)
         return numerics.results(spec, run, flat), plain, truth
 
-    assert not (why := numerics.refusal_over_draws(spec, drawn)), f"{spec.name}, {what}, {why}"
+    more = partial(flat_call, spec, sample, dtype)
+    why = numerics.refusal_over_draws(spec, drawn, more)
+    assert not why, f"{spec.name}, {what}, {why}"
 
 
 def kernels(spec: OpSpec) -> Iterator[str]:

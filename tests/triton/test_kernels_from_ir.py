@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,7 +73,8 @@ def test_against_the_float64_oracle(
         assert all(each.is_contiguous() for each in got[: len(spec.op._schema.returns)])
         return beside_the_oracle(spec, drawn_flat, got)
 
-    assert not (why := numerics.refusal_over_draws(spec, drawn)), why
+    more = partial(flat_call, spec, sample, dtype)
+    assert not (why := numerics.refusal_over_draws(spec, drawn, more)), why
 
 
 @pytest.mark.parametrize(("spec", "sample"), samples("far"))
