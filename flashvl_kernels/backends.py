@@ -220,7 +220,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     for name in dict.fromkeys((*tried, *NAMES)):
         reason = why_not(spec, name, flat)
         if reason is None:
-            more = precision.note(op, flat) if name == "cpu" else ""
+            more = precision.explained(op, flat) if name == "cpu" else ""
             return Explanation(op, name, spec.kernel(name).name + more, rejected)
         rejected[name] = reason
     raise AssertionError("the torch backend supports every call")

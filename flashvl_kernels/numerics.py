@@ -8,6 +8,7 @@ plain expression for want of range, has them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,7 +176,8 @@ def refusal_over_draws(
     draws = [first, *map(draw, range(1, DRAWS))]
     got, plain, truth = (_end_to_end(side) for side in zip(*draws, strict=True))
     reason = refusal(spec, got, plain, truth)
-    if not reason or flat is None:
+    largest_alone = not refusal(spec, got, plain, truth, [math.inf] * len(got))
+    if not reason or flat is None or not largest_alone:
         return reason
     worst = [0.0] * len(first[0])
     for number in range(DRAWS, PLAIN_DRAWS):

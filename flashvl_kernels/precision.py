@@ -24,29 +24,28 @@ _setting: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
 _told = "none"  # the extension starts in fp32
 
 
-def follow() -> None:
-    """Tell the extension what PyTorch says now."""
+def follow() -> bool:
+    """Tell the extension what PyTorch says now. Whether the products named above are in bf16."""
     global _told
-    if _matters() and (setting := _setting("mkldnn", "matmul")) != _told:
+    if not has_bf16_products():
+        return False
+    setting = _setting("mkldnn", "matmul")
+    if setting != _told:
         torch.ops.flashvl_cpu.allow_bf16_products(setting == "bf16")
         _told = setting
+    return setting == "bf16"
 
 
-def in_bf16() -> bool:
-    """Whether the products named above are in bf16 now."""
-    return _matters() and _setting("mkldnn", "matmul") == "bf16"
-
-
-def note(op: str, args: tuple[Any, ...]) -> str:
+def explained(op: str, args: tuple[Any, ...]) -> str:
     """What `explain` adds to the name of a CPU kernel for this call."""
-    if op in PRODUCTS and args[0].dtype is torch.float32 and in_bf16():
+    if op in PRODUCTS and args[0].dtype is torch.float32 and follow():
         return ", products may be in bf16"
     return ""
 
 
 def following(run: Callable[..., Any]) -> Callable[..., Any]:
     """`run`, told the setting before every call in fp32."""
-    if not _matters():
+    if not has_bf16_products():
         return run
 
     def follow_and_run(x: torch.Tensor, *args: Any) -> Any:
@@ -58,6 +57,6 @@ def following(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _matters() -> bool:
-    """Whether the level in force has products in bf16 at all."""
+def has_bf16_products() -> bool:
+    """Whether the level in force multiplies bf16 faster than fp32."""
     return extension.has("has_bf16_products") and bool(torch.ops.flashvl_cpu.has_bf16_products())

@@ -16,6 +16,7 @@
 //   reduce_add_each(a, p)                p[i] = the sum over the lanes of a[i], of four vectors
 //   load(p) load_some(p, n)              n < kLanes: reads n elements, the other lanes are zero
 //   store(p, a) store_some(p, a, n)      rounds to nearest even; NaN stays NaN
+//   load_up_to(p, n)                     either, as n says; likewise store_up_to(p, a, n)
 //   Two, load_two(p) store_two(p, two)   2 * kLanes elements in an order of the level's choice:
 //                                        bf16 needs fewer instructions so than as two vectors
 //   store_both(p, a, b)                  a, then b; bf16 subnormals may become zeros
@@ -45,6 +46,20 @@
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
+
+template <class T>
+inline F32 load_up_to(const T* p, int64_t n) {
+  return n < kLanes ? load_some(p, n) : load(p);
+}
+
+template <class T>
+inline void store_up_to(T* p, F32 a, int64_t n) {
+  if (n < kLanes) {
+    store_some(p, a, n);
+  } else {
+    store(p, a);
+  }
+}
 
 template <class Function>
 inline void for_lanes(int64_t columns, Function f) {

@@ -1,5 +1,5 @@
-// Whether fp32 products may be rounded to bf16 before they are multiplied: PyTorch's setting, as
-// flashvl_kernels/precision.py last told it.
+// Whether fp32 products may round their numbers to bf16: PyTorch's setting, as
+// flashvl_kernels/precision.py last told it. A level that gains nothing from it does not.
 #pragma once
 
 namespace flashvl {

@@ -46,8 +46,7 @@ def runs_in_fp32(name: str, x: Tensor, grad: Tensor) -> bool:
     follow PyTorch's setting for the precision of fp32 products."""
     found = runs(name, grad) and x.dtype == torch.float32 and x.numel() > 0 and _vectors()
     if found:
-        precision.follow()
-        watched.uses(name + (" in bf16" if precision.in_bf16() else ""))
+        watched.uses(f"{name} in bf16" if precision.follow() else name)
     return found
 
 

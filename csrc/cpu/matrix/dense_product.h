@@ -17,6 +17,8 @@
 //                                                together
 #pragma once
 
+#include <type_traits>
+
 #include "operand_source.h"
 #include "row_layout.h"
 #if defined(FLASHVL_LEVEL_amx)
@@ -30,21 +32,22 @@ namespace {
 
 #if defined(FLASHVL_LEVEL_amx)
 using Fp32Product = SplitProduct;
+using BF16Product = Fp32Product;
+#elif defined(FLASHVL_LEVEL_avx512_bf16)
+using Fp32Product = VectorProduct<Floats>;
+using BF16Product = VectorProduct<BF16Pairs>;
 #else
 using Fp32Product = VectorProduct<Floats>;
+using BF16Product = Fp32Product;
 #endif
 
-#if defined(FLASHVL_LEVEL_avx512_bf16)
-constexpr bool kHasBF16Product = true;
-#else
-constexpr bool kHasBF16Product = false;
-#endif
+constexpr bool kHasBF16Product = !std::is_same_v<BF16Product, Fp32Product>;
 
 template <class F>
-inline auto with_product([[maybe_unused]] bool bf16, F f) {
-#if defined(FLASHVL_LEVEL_avx512_bf16)
-  if (bf16) return f(VectorProduct<BF16Pairs>{});
-#endif
+inline auto with_product(bool bf16, F f) {
+  if constexpr (kHasBF16Product) {
+    if (bf16) return f(BF16Product{});
+  }
   return f(Fp32Product{});
 }
 

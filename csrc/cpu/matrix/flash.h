@@ -185,11 +185,9 @@ class Flash {
     if (query.sum != nullptr) {
       float* sum = query.sum + d;
       const F32 weight = splat(query.weight);
-      if (n >= kLanes) return store(sum, fma(values, weight, load(sum)));
-      return store_some(sum, fma(values, weight, load_some(sum, n)), n);
+      return store_up_to(sum, fma(values, weight, load_up_to(sum, n)), n);
     }
-    if (n >= kLanes) return store(query.out + d, values);
-    store_some(query.out + d, values, n);
+    store_up_to(query.out + d, values, n);
   }
 
   Engine engine_;

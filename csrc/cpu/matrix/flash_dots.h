@@ -7,6 +7,7 @@
 #pragma once
 
 #include "flash_bf16.h"
+#include "flash_buffers.h"
 #include "flash_product.h"
 
 #if defined(FLASHVL_LEVEL_avx512_bf16)
@@ -14,34 +15,20 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-class FlashDots {
+class FlashDots : public FlashBuffers {
  public:
-  static constexpr int64_t kKeys = 128;  // of a block: 16 KB of scores, half the first-level cache
-  static constexpr FlashLayout kScores = {kQueries, kLanes};
-
   template <class Arena>
   FlashDots(Arena& arena, int64_t head_dim, int64_t longest, int64_t slots)
-      : head_dim_(head_dim), depth_((head_dim + 1) / 2) {
-    keys_size_ = longest * depth_;
-    values_size_ = (longest + 1) / 2 * head_dim;
-    all_keys_ = keys_ = arena.template take<float>(slots * keys_size_ + kLanes);
-    all_values_ = values_ = arena.template take<float>(slots * values_size_ + kLanes);
-    queries_ = arena.template take<float>((depth_ + kLanes) * kQueries);
-    scores_ = arena.template take<float>(kKeys * kQueries);
-    out_ = arena.template take<float>((head_dim + kLanes) * kQueries);
-  }
-
-  void use(int64_t slot) {
-    keys_ = all_keys_ + slot * keys_size_;
-    values_ = all_values_ + slot * values_size_;
-  }
+      : FlashBuffers(arena, slots, longest * ((head_dim + 1) / 2), (longest + 1) / 2 * head_dim,
+                     (head_dim + 1) / 2, head_dim),
+        depth_((head_dim + 1) / 2) {}
 
   // Keys [first, last) of `keys`; first is a multiple of kPackKeys, and so even.
   void pack(const BF16* k, int64_t k_stride, const BF16* v, int64_t v_stride, int64_t,
             int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       for (int64_t d = 0; d < head_dim_; d += 2 * kLanes) {
-        store_first(keys_ + i * depth_ + d / 2, load_pairs(k + i * k_stride + d, head_dim_ - d),
+        store_up_to(keys_ + i * depth_ + d / 2, load_pairs(k + i * k_stride + d, head_dim_ - d),
                     depth_ - d / 2);
       }
     }
@@ -49,7 +36,7 @@ class FlashDots {
       const BF16* pair = v + i * v_stride;
       for (int64_t d = 0; d < head_dim_; d += kLanes) {
         const BF16* odd = i + 1 < last ? pair + v_stride + d : nullptr;
-        store_first(values_ + i / 2 * head_dim_ + d, zip(pair + d, odd, head_dim_ - d),
+        store_up_to(values_ + i / 2 * head_dim_ + d, zip(pair + d, odd, head_dim_ - d),
                     head_dim_ - d);
       }
     }
@@ -77,8 +64,6 @@ class FlashDots {
     return keys;
   }
 
-  float* scores() { return scores_; }
-
   F32 probabilities(int v, int64_t rows, F32 factor, F32 top) {
     float* p = scores_ + v * kLanes;
     const F32 low = zero() - top;
@@ -102,30 +87,12 @@ class FlashDots {
     flash_product<BF16Pairs>(out_, a, scores_, head_dim_, (rows + 1) / 2, vectors, add);
   }
 
-  float* out() { return out_; }
-  FlashLayout out_layout() const { return {kQueries, kLanes}; }
-
  private:
-  static void store_first(float* p, F32 pairs, int64_t n) {
-    if (n >= kLanes) return store(p, pairs);
-    store_some(p, pairs, n);
-  }
-
   static F32 probability(const float* p, int64_t r, F32 factor, F32 low) {
     return exp2_to_cut(fma(load(p + r * kQueries), factor, low));
   }
 
-  int64_t head_dim_;
-  int64_t depth_;  // pairs of channels
-  int64_t keys_size_;
-  int64_t values_size_;
-  float* all_keys_;
-  float* all_values_;
-  float* keys_;  // of the slot in use
-  float* values_;
-  float* queries_;
-  float* scores_;
-  float* out_;
+  const int64_t depth_;  // pairs of channels
 };
 
 }  // namespace

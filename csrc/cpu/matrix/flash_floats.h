@@ -2,6 +2,7 @@
 // FlashPairs is there.
 #pragma once
 
+#include "flash_buffers.h"
 #include "flash_product.h"
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
@@ -14,28 +15,15 @@ template <>
 constexpr bool kShortExp<BF16> = true;
 
 template <class T>
-class FlashFloats {
+class FlashFloats : public FlashBuffers {
  public:
   // Products of a score in one sum. In fp32, 128 in a row erred 1.7 times as much as PyTorch's, and
   // 40 still 1.5 times, where one of 33 keys takes all.
   static constexpr int64_t kDepth = sizeof(T) == sizeof(float) ? 32 : 64;
-  static constexpr int64_t kKeys = 128;  // of a block: 16 KB of scores, half the first-level cache
-  static constexpr FlashLayout kScores = {kQueries, kLanes};
 
   template <class Arena>
   FlashFloats(Arena& arena, int64_t head_dim, int64_t longest, int64_t slots)
-      : head_dim_(head_dim), size_(longest * head_dim) {
-    all_keys_ = keys_ = arena.template take<float>(slots * size_);
-    all_values_ = values_ = arena.template take<float>(slots * size_);
-    queries_ = arena.template take<float>((head_dim + kLanes) * kQueries);
-    scores_ = arena.template take<float>(kKeys * kQueries);
-    out_ = arena.template take<float>((head_dim + kLanes) * kQueries);
-  }
-
-  void use(int64_t slot) {
-    keys_ = all_keys_ + slot * size_;
-    values_ = all_values_ + slot * size_;
-  }
+      : FlashBuffers(arena, slots, longest * head_dim, longest * head_dim, head_dim, head_dim) {}
 
   // Keys [first, last) of `keys`.
   void pack(const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t, int64_t first,
@@ -53,7 +41,7 @@ class FlashFloats {
       for_lanes(head_dim_, [&](int64_t d, int64_t n) {
         for (int i = 0; i < kLanes; ++i) {
           const T* row = rows[v * kLanes + i] + d;
-          block[i] = (n == kLanes ? load(row) : load_some(row, n)) * splat(sign);
+          block[i] = load_up_to(row, n) * splat(sign);
         }
         transpose(block);
         for (int i = 0; i < kLanes; ++i) {
@@ -72,8 +60,6 @@ class FlashFloats {
     }
     return keys;
   }
-
-  float* scores() { return scores_; }
 
   // Scores to probabilities, in place; returns their sums.
   F32 probabilities(int v, int64_t rows, F32 factor, F32 top) {
@@ -94,15 +80,10 @@ class FlashFloats {
     flash_product<Floats>(out_, a, scores_, head_dim_, rows, vectors, add);
   }
 
-  float* out() { return out_; }
-  FlashLayout out_layout() const { return {kQueries, kLanes}; }
-
  private:
   void widen_row(const T* from, float* to) {
-    for_lanes(head_dim_, [&](int64_t d, int64_t n) {
-      if (n == kLanes) return store(to + d, load(from + d));
-      store_some(to + d, load_some(from + d, n), n);
-    });
+    for_lanes(head_dim_,
+              [&](int64_t d, int64_t n) { store_up_to(to + d, load_up_to(from + d, n), n); });
   }
 
   static F32 probability(float* p, int64_t r, F32 factor, F32 top) {
@@ -112,16 +93,6 @@ class FlashFloats {
     store(p + r * kQueries, y);
     return y;
   }
-
-  int64_t head_dim_;
-  int64_t size_;
-  float* all_keys_;
-  float* all_values_;
-  float* keys_;  // of the slot in use
-  float* values_;
-  float* queries_;
-  float* scores_;
-  float* out_;
 };
 
 }  // namespace

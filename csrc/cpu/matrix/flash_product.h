@@ -1,7 +1,7 @@
 // The matrix products of flash.h on vectors: C[rows][queries] = A[rows][depth] B[depth][queries]
 // with queries in the lanes; scores = K Q^T, outputs = V^T P.
 //
-// An element of A is broadcast to kRows x 2 accumulators' multiply-adds, so the bound is their
+// An element of A is broadcast to kFlashRows x 2 accumulators' multiply-adds, so the bound is their
 // units: at AVX-512 16 of them (8 to 16 cycles) for 10 loads (5 cycles).
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// Accumulators: kRows x 2 vectors. Scalar has 16 registers of 4 floats, so a vector takes two.
+// Accumulators: kFlashRows x 2 vectors. Scalar has 16 registers of 4 floats, so a vector takes two.
 #if defined(FLASHVL_FLASH_AVX512)
 constexpr int kFlashRows = 8;
 #elif defined(FLASHVL_LEVEL_avx2)

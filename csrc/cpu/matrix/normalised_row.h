@@ -7,21 +7,6 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-// n < kLanes only at a row's end.
-template <class T>
-inline F32 load_up_to(const T* p, int64_t n) {
-  return n < kLanes ? load_some(p, n) : load(p);
-}
-
-template <class T>
-inline void store_up_to(T* p, F32 a, int64_t n) {
-  if (n < kLanes) {
-    store_some(p, a, n);
-  } else {
-    store(p, a);
-  }
-}
-
 // One row's values after the norm, rounded to T. weight null: the row itself; bias null: RMSNorm.
 template <class T>
 class NormalisedRow {

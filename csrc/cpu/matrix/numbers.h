@@ -23,7 +23,7 @@ namespace {
 struct Floats {
   static constexpr int64_t kColumns = 1;
 
-  static F32 along(const float* p, int64_t n) { return n < kLanes ? load_some(p, n) : load(p); }
+  static F32 along(const float* p, int64_t n) { return load_up_to(p, n); }
 
   static F32 across(const float* p, int64_t, int64_t, int64_t rows) { return along(p, rows); }
 
