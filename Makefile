@@ -20,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # The extension must build here: without it the tests would pass on the torch backend alone.
 export FLASHVL_REQUIRE_EXT := 1
 
-.PHONY: help setup demo test bench speed peers fuzz sanitize docs lint train-tiny study clean
+.PHONY: help setup demo test bench speed peers fuzz sanitize emulate docs lint train-tiny study clean
 
 help:
 	@echo 'make demo        set up and ask the tiny model about the shipped images'
@@ -30,6 +30,7 @@ help:
 	@echo 'make peers       OpenVINO and llama.cpp for flashvl-bench model, in environments of their own'
 	@echo 'make fuzz        10,000 fuzzed calls of the ops'
 	@echo 'make sanitize    the op tests under AddressSanitizer and UBSan, at every level'
+	@echo 'make emulate     the op tests of the AMX kernels, on a CPU with AVX512_BF16 alone'
 	@echo 'make docs        regenerate the generated pages of docs/'
 	@echo 'make lint        ruff, mypy and clang-format'
 	@echo 'make train-tiny  train the tiny checkpoint again; hours'
@@ -78,6 +79,9 @@ fuzz: setup
 
 sanitize: setup
 	@$(BIN)/python tools/sanitize.py
+
+emulate: setup
+	@$(BIN)/python tools/emulate_tiles.py
 
 docs: setup
 	@$(BIN)/python -m flashvl_kernels.docs

@@ -2,9 +2,10 @@
 
 `torch.set_float32_matmul_precision("medium")`, or for CPUs alone
 `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, allows it. Sums stay fp32. Where the level
-in force multiplies bf16 faster (avx512_bf16), these then do so: `linear`, `swiglu_mlp` and
-`gelu_mlp` on 32 rows or more with weights of up to 2^20 numbers, and the backward passes of the
-first two and of attention: what training is made of. Elsewhere the setting changes nothing.
+in force has products of bf16 beside those of fp32 (avx512_bf16, amx), these then use them:
+`linear`, `swiglu_mlp` and `gelu_mlp` on 32 rows or more with weights of up to 2^20 numbers, and the
+backward passes of the first two and of attention: what training is made of. Elsewhere the setting
+changes nothing.
 """
 
 from __future__ import annotations
@@ -58,5 +59,5 @@ def following(run: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def has_bf16_products() -> bool:
-    """Whether the level in force multiplies bf16 faster than fp32."""
+    """Whether the level in force has products of bf16 beside those of fp32."""
     return extension.has("has_bf16_products") and bool(torch.ops.flashvl_cpu.has_bf16_products())

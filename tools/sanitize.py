@@ -6,7 +6,7 @@ gradients against the oracle, strided and zero-size ones among them, and offsets
 fuzzed calls. The first report of a sanitizer ends the process that made it, and this one with
 status 1. Leaks are not looked for: Python and PyTorch keep what they keep.
 
-    python tools/sanitize.py [--level LEVEL ...] [-k EXPRESSION] [--fuzz CALLS]
+    python tools/sanitize.py [--level LEVEL ...] [-k EXPRESSION] [--fuzz CALLS] [--emulate-tiles]
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import find_torch
-from build_extension import find_cmake, find_tool
+from build_extension import LIBRARY, find_cmake, find_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
-LIBRARY = BUILD / "libflashvl_kernels.so"
 TESTS = (
     "test_kernels_against_the_float64_oracle or test_gradients_against_the_float64_oracle or "
     "test_offsets_past_2_to_the_31 or by_the_bound_of_bf16"
@@ -44,20 +43,36 @@ OPTIONS = {
 }
 
 
-def build(levels: Sequence[str]) -> None:
-    """Configure and compile what runs at these levels; nothing is done again that is up to date."""
+COMPLETE = ("scalar", "avx2", "avx512")  # levels at which every kernel is compiled
+EMULATED = "-DFLASHVL_EMULATED_TILES=ON"
+
+
+def needed(offered: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """The levels to compile: those chosen, and for each the highest complete one that it is above,
+    whose kernels it runs where it has none."""
+    found = set(chosen)
+    for level in chosen:
+        below = offered[: offered.index(level) + 1]
+        found.add(next(name for name in reversed(below) if name in COMPLETE))
+    return [level for level in offered if level in found]
+
+
+def build(folder: Path, levels: Sequence[str], *options: str) -> Path:
+    """The library of these levels, compiled in `folder`; nothing is done again that is up to date.
+    options: further ones of CMake."""
     torch = find_torch.find_for_build()
     cmake, ninja = find_cmake(), find_tool("ninja")
     if torch is None or cmake is None:
-        raise SystemExit("sanitize: needs torch and cmake in this environment (make setup)")
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: needs torch and cmake in this environment "
+                         f"(make setup)")  # fmt: skip
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     configure = [
-        *(cmake, "-S", str(ROOT), "-B", str(BUILD), *generator, "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-DCMAKE_CXX_FLAGS={FLAGS}", f"-DFLASHVL_TORCH_DIR={torch.folder}"),
-        f"-DFLASHVL_LEVELS={';'.join(levels)}",
+        *(cmake, "-S", str(ROOT), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release"),
+        *(f"-DFLASHVL_LEVELS={';'.join(levels)}", f"-DFLASHVL_TORCH_DIR={torch.folder}", *options),
     ]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([cmake, "--build", str(BUILD), "--parallel", "2"], check=True)
+    subprocess.run([cmake, "--build", str(folder), "--parallel", "2"], check=True)
+    return folder / LIBRARY
 
 
 def runtime(name: str) -> str:
@@ -73,14 +88,16 @@ def runtime(name: str) -> str:
 def environment(level: str) -> dict[str, str]:
     """What a test process needs: the instrumented library, and the sanitizer's runtime first."""
     preload = f"{runtime('libasan.so')}:{runtime('libstdc++.so')}"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "model")])
+    return {**at_level(BUILD / LIBRARY, level), **OPTIONS, "LD_PRELOAD": preload}
+
+
+def at_level(library: Path, level: str) -> dict[str, str]:
+    """The environment of a process that runs `library` at `level`."""
     return {
         **os.environ,
-        **OPTIONS,
-        "LD_PRELOAD": preload,
-        "FLASHVL_EXTENSION": str(LIBRARY),
+        "FLASHVL_EXTENSION": str(library),
         "FLASHVL_CPU_LEVEL": level,
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "model")]),
     }
 
 
@@ -121,13 +138,21 @@ def main() -> int:
     parser.add_argument("--level", action="append", help="only this level (may be repeated)")
     parser.add_argument("-k", default="", help="only tests that match, as in pytest")
     parser.add_argument("--fuzz", type=int, default=300, help="fuzzed calls a level (300)")
+    parser.add_argument(
+        "--emulate-tiles", action="store_true", help="level amx, too, on a CPU without its tiles"
+    )
     options = parser.parse_args()
     offered = levels()
+    emulated = options.emulate_tiles and offered[-1] == "avx512_bf16"
+    if emulated:
+        offered.append("amx")
     chosen = options.level or offered
     if unknown := set(chosen) - set(offered):
         parser.error(f"--level {', '.join(unknown)}: this machine runs {', '.join(offered)}")
-    # A level's memory-bound kernels are those of the levels below.
-    build(offered[: 1 + max(map(offered.index, chosen))])
+    build(
+        *(BUILD, needed(offered, chosen), f"-DCMAKE_CXX_FLAGS={FLAGS}"),
+        EMULATED if emulated else EMULATED.replace("ON", "OFF"),
+    )
     expression = f"({TESTS}) and ({options.k})" if options.k else TESTS
     clean = [check(level, expression, options.fuzz) for level in chosen]
     print(

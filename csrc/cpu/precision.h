@@ -5,7 +5,7 @@
 
 namespace flashvl::cpu {
 
-// Whether dense_product.h multiplies bf16 faster than fp32 here.
+// Whether dense_product.h has a product of bf16 beside that of fp32 here.
 using HasBF16Product = bool();
 FLASHVL_DECLARE_KERNEL(HasBF16Product, has_bf16_product)
 

@@ -30,7 +30,11 @@ const std::vector<LevelInfo>& levels() {
   static const Names avx512 =
       with(avx2, {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
   static const Names avx512_bf16 = with(avx512, {"avx512_bf16"});
+#if defined(FLASHVL_EMULATED_TILES)
+  static const Names amx = avx512_bf16;  // matrix/tile_emulated.h
+#else
   static const Names amx = with(avx512_bf16, {"amx_tile", "amx_bf16", "amx_int8"});
+#endif
   static const std::vector<LevelInfo> infos = {{"scalar", {}},
                                                {"avx2", avx2},
                                                {"avx512", avx512},
@@ -80,10 +84,17 @@ Names available_names() {
                               ", or unset it.");
 }
 
+// What nobody asks for is not emulated.
+#if defined(FLASHVL_EMULATED_TILES)
+constexpr Level kHighest = kLevels - 2;
+#else
+constexpr Level kHighest = kLevels - 1;
+#endif
+
 // The highest level allowed by FLASHVL_CPU_LEVEL.
 Level ceiling() {
   const char* value = std::getenv("FLASHVL_CPU_LEVEL");
-  if (value == nullptr || *value == '\0') return kLevels - 1;
+  if (value == nullptr || *value == '\0') return kHighest;
   for (Level level = 0; level < kLevels; ++level) {
     const LevelInfo& info = levels()[level];
     if (info.name != value) continue;

@@ -1,8 +1,8 @@
 // Products of fp32 matrices that stay in the cache, in any orientation: what training asks for. Not
 // at level scalar, where PyTorch does better.
 //
-//   with_product(bf16, f)   f(P{}) of the product P to use. Where bf16 is set and the level does
-//                           pairs of bf16 at twice the rate of fp32, it rounds to those
+//   with_product(bf16, f)   f(P{}) of the product P to use. Where bf16 is set and the level has
+//                           one of bf16 beside that of fp32, it is that
 //
 //   P::kOperandRows                              rows of a block
 //   operand_blocks<P>(rows)                      blocks of an operand
@@ -31,8 +31,8 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 #if defined(FLASHVL_LEVEL_amx)
-using Fp32Product = SplitProduct;
-using BF16Product = Fp32Product;
+using Fp32Product = SplitProduct<3>;
+using BF16Product = SplitProduct<1>;
 #elif defined(FLASHVL_LEVEL_avx512_bf16)
 using Fp32Product = VectorProduct<Floats>;
 using BF16Product = VectorProduct<BF16Pairs>;

@@ -1,6 +1,10 @@
-// dense_product.h on the bf16 tiles: every number as the sum of three of 8 bits each, 24 in all,
-// and of the nine products of such parts the six that reach fp32 (Henry, Tang and Heinecke, arXiv
-// 1904.06376). The tiles do 16 times the FLOPs of the vectors' fma, so 2.7 times are left.
+// dense_product.h on the bf16 tiles.
+//
+//   SplitProduct<3>    every number as the sum of three of 8 bits each, 24 in all, and of the nine
+//                      products of such parts the six that reach fp32 (Henry, Tang and Heinecke,
+//                      arXiv 1904.06376). The tiles do 16 times the FLOPs of the vectors' fma, so
+//                      2.7 times are left
+//   SplitProduct<1>    the largest part alone: numbers rounded to bf16
 //
 // Sums are as good as those of a chain of fma: the five small products of kChunk steps come first,
 // while what they are added to is small, then the large one; a result is rounded half as often as
@@ -23,17 +27,20 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 constexpr int64_t kSplitRows = 32;  // of a block: two tiles
-constexpr int64_t kSplitParts = 3;
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
-constexpr int64_t kSplitStep = 2 * kSplitParts * kTileElements;  // bf16 of 32 rows and 32 columns
-constexpr int64_t kSplitHead = 32;                               // bf16 before a block's first step
+constexpr int64_t kSplitHead = 32;  // bf16 before a block's first step
+
+template <int parts>
+constexpr int64_t kSplitStep = 2 * parts * kTileElements;  // bf16 of 32 rows and 32 columns
 
 // Steps of 32 that sums stay in the tiles. Of the right operand these are 24 KiB, which stay in the
-// first-level cache while the rows pass by; with 6 steps, 36 KiB, the rate fell by a fifth.
-constexpr int64_t kChunk = 4;
+// first-level cache while the rows pass by; with half as many again the rate fell by a fifth.
+template <int parts>
+constexpr int64_t kChunk = 12 / parts;
 
+template <int parts>
 inline int64_t split_block_elements(int64_t columns) {
-  return kSplitHead + depth_steps(columns) * kSplitStep;
+  return kSplitHead + depth_steps(columns) * kSplitStep<parts>;
 }
 
 // The nearest number of 8 bits, as the bits of fp32.
@@ -53,12 +60,13 @@ inline __mmask16 lanes_there(int64_t n) {
 }
 
 // A line is 32 bf16 of a part. Of a row: its next 32 columns. Returns the largest magnitude's bits.
+template <int parts>
 inline __m512i split_row(const float* p, int64_t columns, BF16* out) {
   __m512 a = _mm512_maskz_loadu_ps(lanes_there(columns), p);
   __m512 b = _mm512_maskz_loadu_ps(lanes_there(columns - kLanes), p + kLanes);
   const __m512i size = _mm512_max_epu32(split_size(a), split_size(b));
 #pragma GCC unroll 3
-  for (int part = 0; part < kSplitParts; ++part, out += 2 * kTileElements) {
+  for (int part = 0; part < parts; ++part, out += 2 * kTileElements) {
     const __m512 high_a = _mm512_castsi512_ps(split_head(a));
     const __m512 high_b = _mm512_castsi512_ps(split_head(b));
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high_b, high_a));
@@ -69,12 +77,13 @@ inline __m512i split_row(const float* p, int64_t columns, BF16* out) {
 }
 
 // Of 16 rows: two columns, in pairs.
+template <int parts>
 inline __m512i split_pair(const float* even, const float* odd, __mmask16 rows, __mmask16 odd_rows,
                           BF16* out) {
   __m512 a = _mm512_maskz_loadu_ps(rows, even), b = _mm512_maskz_loadu_ps(odd_rows, odd);
   const __m512i size = _mm512_max_epu32(split_size(a), split_size(b));
 #pragma GCC unroll 3
-  for (int part = 0; part < kSplitParts; ++part, out += 2 * kTileElements) {
+  for (int part = 0; part < parts; ++part, out += 2 * kTileElements) {
     const __m512i high_a = split_head(a), high_b = split_head(b);
     _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srli_epi32(high_a, 16), high_b));
     a = _mm512_sub_ps(a, _mm512_castsi512_ps(high_a));
@@ -93,8 +102,8 @@ inline void transpose_tile(BF16* tile) {
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(tile + i * kTileDepth, lines[i]);
 }
 
-// The three tiles of 16 rows and 32 columns from (row, column) on; `out` is the first.
-template <bool right>
+// The tiles of 16 rows and 32 columns from (row, column) on, one a part; `out` is the first.
+template <int parts, bool right>
 inline __m512i split_tile(const MatrixSource& s, int64_t row, int64_t column, BF16* out) {
   const int64_t rows = s.rows - row, columns = s.columns - column;
   const float* p = s.data + row * s.row + column * s.depth;
@@ -103,7 +112,7 @@ inline __m512i split_tile(const MatrixSource& s, int64_t row, int64_t column, BF
   if (along) {
     for (int64_t r = 0; r < kTileRows; ++r) {
       const float* next = r < rows ? p + r * s.row : s.data;
-      const __m512i one = split_row(next, r < rows ? columns : 0, out + r * kTileDepth);
+      const __m512i one = split_row<parts>(next, r < rows ? columns : 0, out + r * kTileDepth);
       size = _mm512_max_epu32(size, one);
     }
   } else {
@@ -113,14 +122,14 @@ inline __m512i split_tile(const MatrixSource& s, int64_t row, int64_t column, BF
       __builtin_prefetch(p + (2 * j + 1 + kTileDepth) * s.depth);
       const __mmask16 there = lanes_there(rows);
       const bool even = 2 * j < columns, odd = 2 * j + 1 < columns;
-      const __m512i one =
-          split_pair(even ? p + 2 * j * s.depth : s.data, odd ? p + (2 * j + 1) * s.depth : s.data,
-                     even ? there : __mmask16{0}, odd ? there : __mmask16{0}, out + j * kTileDepth);
+      const __m512i one = split_pair<parts>(
+          even ? p + 2 * j * s.depth : s.data, odd ? p + (2 * j + 1) * s.depth : s.data,
+          even ? there : __mmask16{0}, odd ? there : __mmask16{0}, out + j * kTileDepth);
       size = _mm512_max_epu32(size, one);
     }
   }
   if (along == right) {
-    for (int part = 0; part < kSplitParts; ++part) transpose_tile(out + part * 2 * kTileElements);
+    for (int part = 0; part < parts; ++part) transpose_tile(out + part * 2 * kTileElements);
   }
   return size;
 }
@@ -142,13 +151,15 @@ inline void add_products() {
 }
 
 // 32 by 32 sums in tiles 0 to 3.
+template <int parts>
 inline void split_block(const BF16* a, const BF16* b, int64_t steps) {
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
-  for (int64_t k = 0; k < steps; ++k) {
-    const BF16 *left = a + k * kSplitStep, *right = b + k * kSplitStep;
+  constexpr int64_t kStep = kSplitStep<parts>;
+  for (int64_t k = 0; parts == 3 && k < steps; ++k) {
+    const BF16 *left = a + k * kStep, *right = b + k * kStep;
     load_left(left, 0);
     load_right(right, 2);
     add_products();
@@ -162,8 +173,8 @@ inline void split_block(const BF16* a, const BF16* b, int64_t steps) {
     add_products();
   }
   for (int64_t k = 0; k < steps; ++k) {
-    load_left(a + k * kSplitStep, 0);
-    load_right(b + k * kSplitStep, 0);
+    load_left(a + k * kStep, 0);
+    load_right(b + k * kStep, 0);
     add_products();
   }
 }
@@ -204,7 +215,9 @@ inline void plain_block(const MatrixSource& a, const MatrixSource& b, int64_t ro
   }
 }
 
+template <int parts>
 struct SplitProduct {
+  static_assert(parts == 1 || parts == 3);
   using Element = BF16;
   using Operand = MatrixOperand<Element>;
   static constexpr int64_t kOperandRows = kSplitRows;
@@ -212,20 +225,21 @@ struct SplitProduct {
   static constexpr int64_t kChainRows = 256;
 
   static int64_t operand_bytes(int64_t rows, int64_t columns) {
-    return operand_blocks<SplitProduct>(rows) * split_block_elements(columns) *
+    return operand_blocks<SplitProduct>(rows) * split_block_elements<parts>(columns) *
            static_cast<int64_t>(sizeof(BF16));
   }
 
   // Rows [32 block, 32 block + 32) of a source, those of the right operand being columns of it.
   template <bool right>
   static void pack_operand(const MatrixSource& source, int64_t block, Element* packed) {
-    BF16* out = packed + block * split_block_elements(source.columns);
+    BF16* out = packed + block * split_block_elements<parts>(source.columns);
     __m512i size = _mm512_setzero_si512();
     BF16* step = out + kSplitHead;
-    for (int64_t k = 0; k < depth_steps(source.columns); ++k, step += kSplitStep) {
+    for (int64_t k = 0; k < depth_steps(source.columns); ++k, step += kSplitStep<parts>) {
       for (int64_t tile = 0; tile < 2; ++tile) {
-        const __m512i one = split_tile<right>(source, block * kOperandRows + tile * kTileRows,
-                                              k * kTileDepth, step + tile * kTileElements);
+        const __m512i one =
+            split_tile<parts, right>(source, block * kOperandRows + tile * kTileRows,
+                                     k * kTileDepth, step + tile * kTileElements);
         size = _mm512_max_epu32(size, one);
       }
     }
@@ -237,11 +251,11 @@ struct SplitProduct {
                                 bool add) {
     const Tiles scope;
     const int64_t steps = depth_steps(a.source.columns);
-    const int64_t block = split_block_elements(a.source.columns);
+    const int64_t block = split_block_elements<parts>(a.source.columns);
     const int64_t rows = operand_blocks<SplitProduct>(a.source.rows),
                   columns = operand_blocks<SplitProduct>(b.source.rows);
-    for (int64_t first = 0; first < steps; first += kChunk) {
-      const int64_t some = steps - first < kChunk ? steps - first : kChunk;
+    for (int64_t first = 0; first < steps; first += kChunk<parts>) {
+      const int64_t some = steps - first < kChunk<parts> ? steps - first : kChunk<parts>;
       for (int64_t j = 0; j < columns; ++j) {
         const BF16* right = b.packed + j * block;
         for (int64_t i = 0; i < rows; ++i) {
@@ -252,8 +266,8 @@ struct SplitProduct {
             plain_block(a.source, b.source, i * kOperandRows, j * kOperandRows, to, stride, add);
             continue;
           }
-          const int64_t start = kSplitHead + first * kSplitStep;
-          split_block(left + start, right + start, some);
+          const int64_t start = kSplitHead + first * kSplitStep<parts>;
+          split_block<parts>(left + start, right + start, some);
           if (first > 0 || add) {
             add_block(to, stride);
           } else {
