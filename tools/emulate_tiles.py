@@ -4,15 +4,19 @@ Builds into build/emulated, with tile registers that lie in memory (csrc/cpu/mat
 and say nothing about speed. Runs samples and gradients against the oracle and fuzzed calls.
 
     python tools/emulate_tiles.py [arguments of pytest]
+    python tools/emulate_tiles.py --build        only builds; prints where the library is
 """
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+from pathlib import Path
 
 import sanitize
 
+FOLDER = sanitize.ROOT / "build" / "emulated"
 TESTS = (
     "tests/ops/test_registry.py",
     "tests/ops/test_backward.py",
@@ -21,17 +25,27 @@ TESTS = (
 )
 
 
-def main() -> int:
-    """The exit status of the tests."""
+def build() -> Path:
+    """The library; one process at a time builds it, others wait."""
     offered = sanitize.levels()
     if "avx512_bf16" not in offered:
         raise SystemExit(f"emulate_tiles: needs a CPU with AVX512_BF16; this one runs {offered}")
-    levels = sanitize.needed([*offered, "amx"], ["amx"])
-    library = sanitize.build(sanitize.ROOT / "build" / "emulated", levels, sanitize.EMULATED)
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "timeout=0", *(sys.argv[1:] or TESTS)]
-    return subprocess.run(
-        command, env=sanitize.at_level(library, "amx"), cwd=sanitize.ROOT
-    ).returncode
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        levels = sanitize.needed([*offered, "amx"], ["amx"])
+        return sanitize.build(FOLDER, levels, sanitize.EMULATED)
+
+
+def main() -> int:
+    """The exit status of the tests."""
+    library, arguments = build(), sys.argv[1:]
+    if arguments == ["--build"]:
+        print(library)
+        return 0
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "timeout=0", *(arguments or TESTS)]
+    environment = sanitize.at_level(library, "amx")
+    return subprocess.run(command, env=environment, cwd=sanitize.ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every op with a CPU kernel at every level, in every dtype, on every sample, against the oracle.
 
-The level is read once a process, so each one runs in its own: this file, as a program. The plain
+The level is read once a process, so each one runs in its own: this file, as a program. Level amx
+runs on tiles in memory where the CPU lacks nothing else of it (tools/emulate_tiles.py). The plain
 results and the float64 ones do not depend on the level; they are computed once and handed over on
 disk. The worker says what it is about to run before it runs it, so that a crash has a name.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ KINDS = ("typical", "edge", "strided", "zero")
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = [spec for spec in REGISTRY.values() if "cpu" in spec.kernels]
+
+pytestmark = pytest.mark.timeout(900)  # one of them compiles a level
 
 
 def flat_call(spec: OpSpec, sample: Sample, dtype: torch.dtype, draw: int = 0) -> tuple[Any, ...]:
@@ -66,13 +70,31 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def libraries() -> dict[str, str]:
+    """By level, the library that runs it here."""
+    levels = extension.available_levels()
+    found = dict.fromkeys(levels, extension.EXTENSION.path)
+    if levels and levels[-1] == "avx512_bf16" and shutil.which("c++"):
+        command = [sys.executable, str(ROOT / "tools" / "emulate_tiles.py"), "--build"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found["amx"] = done.stdout.splitlines()[-1]
+    return found
+
+
 _REPORTS: dict[str, dict[str, Any]] = {}
 
 
-def report(level: str, folder: Path) -> dict[str, Any]:
+def report(level: str, library: str, folder: Path) -> dict[str, Any]:
     """What the worker of `level` found: {"level", op: {"calls", "wrong"}}; run once."""
     if level not in _REPORTS:
-        environment = {**os.environ, "FLASHVL_CPU_LEVEL": level, "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "FLASHVL_CPU_LEVEL": level,
+            "FLASHVL_EXTENSION": library,
+            "PYTHONPATH": str(ROOT),
+        }
         command = [sys.executable, __file__, str(folder)]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=280
@@ -90,10 +112,12 @@ def report(level: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_call_is_right_at_every_level(level: str, spec: OpSpec, expected: Path) -> None:
-    if level not in extension.available_levels():
-        pytest.skip(f"level {level} is not available here: {extension.available_levels()}")
-    found = report(level, expected)
+def test_every_call_is_right_at_every_level(
+    level: str, spec: OpSpec, expected: Path, libraries: dict[str, str]
+) -> None:
+    if level not in libraries:
+        pytest.skip(f"level {level} is not available here: {list(libraries)}")
+    found = report(level, libraries[level], expected)
     assert "crash" not in found, found["crash"]
     assert found["level"] == level
     assert found[spec.name]["calls"] > 0
