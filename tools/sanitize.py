@@ -43,7 +43,7 @@ OPTIONS = {
 }
 
 
-COMPLETE = ("scalar", "avx2", "avx512")  # levels at which every kernel is compiled
+COMPLETE = ("scalar", "avx2", "avx512", "avx512_bf16")  # levels that have every kernel
 EMULATED = "-DFLASHVL_EMULATED_TILES=ON"
 
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <type_traits>
 
 using namespace flashvl::cpu;
 using namespace flashvl::cpu::FLASHVL_LEVEL;
@@ -201,15 +202,25 @@ void lanes() {
   }
 }
 
-// Two vectors at once round as one does, whichever of them holds a NaN.
+// The nearest bf16, ties to even, one number at a time.
+float nearest_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (std::isnan(value)) return value;
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
+// Two vectors at once round as one does, whichever of them holds a NaN or a subnormal.
 template <class T>
 void pairs() {
-  const float numbers[] = {1.0f, 1.00390625f, 1.01171875f, 3.3e38f, -0.0f, 1e-40f, kInf, -2.7f};
+  const float numbers[] = {1.0f, 1.00390625f, 1.01171875f, 3.3e38f, -0.0f, 1e-30f, kInf, -2.7f};
   for (int odd_one = -1; odd_one < 2 * kLanes; ++odd_one) {
-    for (const uint32_t nan : {0x7fc00000u, 0xffffffffu, 0x7fffffffu}) {
+    for (const uint32_t odd : {0x7fc00000u, 0xffffffffu, 0x7fffffffu, 0x000116c2u, 0x807fffffu}) {
       float values[2 * kLanes];
       for (int i = 0; i < 2 * kLanes; ++i) values[i] = numbers[i % 8];
-      if (odd_one >= 0) std::memcpy(values + odd_one, &nan, sizeof nan);
+      if (odd_one >= 0) std::memcpy(values + odd_one, &odd, sizeof odd);
       const Two two = {load(values), load(values + kLanes)};
       T out[2 * kLanes], one[kLanes];
       store_two(out, two);
@@ -222,6 +233,9 @@ void pairs() {
         store(wanted + half * kLanes, load(one));
       }
       for (int i = 0; i < 2 * kLanes; ++i) {
+        if (std::is_same_v<T, BF16>) {
+          expect("store of bf16", wanted[i], nearest_bf16(values[i]));
+        }
         expect("store_two", found[i], wanted[i]);
         expect("round_to", rounded[i], wanted[i]);
       }

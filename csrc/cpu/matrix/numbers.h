@@ -35,28 +35,17 @@ struct BF16Pairs {
   static constexpr int64_t kColumns = 2;
 
   static F32 along(const float* p, int64_t n) {
-    return both(Floats::along(p, n), n > kLanes ? Floats::along(p + kLanes, n - kLanes) : zero());
+    const F32 next = n > kLanes ? Floats::along(p + kLanes, n - kLanes) : zero();
+    return {(__m512)convert_both(Floats::along(p, n), next)};
   }
 
   static F32 across(const float* p, int64_t depth, int64_t n, int64_t rows) {
     const F32 odd = n > 1 ? Floats::along(p + depth, rows) : zero();
-    const __m512i halves = (__m512i)both(Floats::along(p, rows), odd).lanes;
-    return {(__m512)_mm512_permutexvar_epi16(interleaved(), halves)};
+    return {(__m512)interleave_halves(convert_both(Floats::along(p, rows), odd))};
   }
 
   static F32 add_products(F32 sum, F32 a, F32 b) {
     return dot_pairs(sum, {(__m512bh)a.lanes}, {(__m512bh)b.lanes});
-  }
-
- private:
-  // a's numbers in the lower half, b's in the upper one.
-  static F32 both(F32 a, F32 b) { return {(__m512)_mm512_cvtne2ps_pbh(b.lanes, a.lanes)}; }
-
-  // Word i of the lower half, then word i of the upper one.
-  static __m512i interleaved() {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_or_si512(lane,
-                           _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
   }
 };
 #endif

@@ -69,7 +69,7 @@ inline __m512i split_row(const float* p, int64_t columns, BF16* out) {
   for (int part = 0; part < parts; ++part, out += 2 * kTileElements) {
     const __m512 high_a = _mm512_castsi512_ps(split_head(a));
     const __m512 high_b = _mm512_castsi512_ps(split_head(b));
-    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high_b, high_a));
+    _mm512_storeu_si512(out, convert_both({high_a}, {high_b}));
     a = _mm512_sub_ps(a, high_a);
     b = _mm512_sub_ps(b, high_b);
   }

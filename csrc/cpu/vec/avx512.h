@@ -1,6 +1,11 @@
 // The vocabulary in AVX-512 F, BW, VL and DQ: 16 lanes, and masks for the ends of rows.
-// bf16 is rounded by hand: the AVX512_BF16 conversion flushes subnormals to zero.
+// AVX512_BF16 rounds two vectors in one instruction, but flushes subnormals to zero: where it is
+// there, only those are rounded by hand.
 #pragma once
+
+#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16)
+#define FLASHVL_CONVERTS_BF16
+#endif
 
 #include <immintrin.h>
 
@@ -87,8 +92,44 @@ inline __m512i round_high_half(F32 a) {
                                  _mm512_set1_epi32(0x7fc00000));
 }
 
+#if defined(FLASHVL_CONVERTS_BF16)
+inline bool has_subnormal(F32 a) {
+  constexpr int kSubnormal = 0x20;
+  return __builtin_expect(_mm512_fpclass_ps_mask(a.lanes, kSubnormal) != 0, 0);
+}
+
+inline bool has_subnormal(F32 a, F32 b) {
+  constexpr int kSubnormal = 0x20;
+  const __mmask16 in_a = _mm512_fpclass_ps_mask(a.lanes, kSubnormal);
+  const __mmask16 in_b = _mm512_fpclass_ps_mask(b.lanes, kSubnormal);
+  return __builtin_expect(!_kortestz_mask16_u8(in_a, in_b), 0);
+}
+
+// a's bf16 in the lower half, b's in the upper one; subnormals are zeros.
+inline __m512i convert_both(F32 a, F32 b) { return (__m512i)_mm512_cvtne2ps_pbh(b.lanes, a.lanes); }
+
+// Word i of the lower half, then word i of the upper one.
+inline __m512i interleave_halves(__m512i words) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i upper = _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16);
+  return _mm512_permutexvar_epi16(_mm512_or_si512(lane, upper), words);
+}
+#endif
+
 inline __m256i to_bf16(F32 a) {
+#if defined(FLASHVL_CONVERTS_BF16)
+  if (!has_subnormal(a)) return (__m256i)_mm512_cvtneps_pbh(a.lanes);
+#endif
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_high_half(a), 16));
+}
+
+// The bf16 of two vectors in turns: those of a in the lower halves of the lanes.
+inline __m512i to_bf16_in_turns(F32 a, F32 b) {
+#if defined(FLASHVL_CONVERTS_BF16)
+  if (!has_subnormal(a, b)) return interleave_halves(convert_both(a, b));
+#endif
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(round_high_half(a), 16),
+                                 round_high_half(b));
 }
 
 inline __m256i to_f16(F32 a) {
@@ -134,11 +175,10 @@ inline void store_both(T* p, F32 a, F32 b) {
   store(p + kLanes, b);
 }
 
-// One instruction rounds both, where the level has it.
 template <>
 inline void store_both(BF16* p, F32 a, F32 b) {
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16)
-  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.lanes, a.lanes));
+#if defined(FLASHVL_CONVERTS_BF16)
+  _mm512_storeu_si512(p, convert_both(a, b));
 #else
   store(p, a);
   store(p + kLanes, b);
@@ -161,19 +201,19 @@ inline void store_two(T* p, Two two) {
 }
 
 // The even elements, then the odd ones: a shift and a mask in place of two widening shuffles.
-template <>
-inline Two load_two(const BF16* p) {
-  const __m512i bits = _mm512_loadu_si512(p);
+inline Two from_bf16_in_turns(__m512i bits) {
   const __m512i odd = _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
   return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))}, {_mm512_castsi512_ps(odd)}};
 }
 
 template <>
+inline Two load_two(const BF16* p) {
+  return from_bf16_in_turns(_mm512_loadu_si512(p));
+}
+
+template <>
 inline void store_two(BF16* p, Two two) {
-  const __m512i even = _mm512_srli_epi32(round_high_half(two.a), 16);
-  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  const __m512i odd = _mm512_and_si512(round_high_half(two.b), high);
-  _mm512_storeu_si512(p, _mm512_or_si512(even, odd));
+  _mm512_storeu_si512(p, to_bf16_in_turns(two.a, two.b));
 }
 
 template <class T>
@@ -199,6 +239,13 @@ template <class T>
 inline Two round_to(Two two) {
   return {round_to<T>(two.a), round_to<T>(two.b)};
 }
+
+#if defined(FLASHVL_CONVERTS_BF16)
+template <>
+inline Two round_to<BF16>(Two two) {
+  return from_bf16_in_turns(to_bf16_in_turns(two.a, two.b));
+}
+#endif
 
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL
