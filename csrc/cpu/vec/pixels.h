@@ -33,7 +33,7 @@ constexpr int kFraction = 22;
 constexpr int kTaps = 4;         // in a group
 constexpr int kGroupBytes = 16;  // of factors
 
-#if defined(FLASHVL_LEVEL_avx512)
+#if defined(FLASHVL_LEVEL_avx512) || defined(FLASHVL_LEVEL_avx512_bf16)
 
 struct I32 {
   __m512i lanes;
@@ -233,6 +233,8 @@ inline void store_pixels(const I32 (&sums)[4], uint8_t* const (&to)[4]) {
 }
 
 #else
+
+static_assert(kLanes == 8, "this level has no pixels of its own");
 
 // Lanes as unsigned numbers, which may wrap; kLanes is 8, two parts.
 struct I32 {
