@@ -33,8 +33,7 @@ def build() -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        levels = sanitize.needed([*offered, "amx"], ["amx"])
-        return sanitize.build(FOLDER, levels, sanitize.EMULATED)
+        return sanitize.build(FOLDER, ["amx"], emulated=True)
 
 
 def main() -> int:

@@ -43,23 +43,11 @@ OPTIONS = {
 }
 
 
-COMPLETE = ("scalar", "avx2", "avx512", "avx512_bf16")  # levels that have every kernel
-EMULATED = "-DFLASHVL_EMULATED_TILES=ON"
-
-
-def needed(offered: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """The levels to compile: those chosen, and for each the highest complete one that it is above,
-    whose kernels it runs where it has none."""
-    found = set(chosen)
-    for level in chosen:
-        below = offered[: offered.index(level) + 1]
-        found.add(next(name for name in reversed(below) if name in COMPLETE))
-    return [level for level in offered if level in found]
-
-
-def build(folder: Path, levels: Sequence[str], *options: str) -> Path:
+def build(folder: Path, levels: Sequence[str], emulated: bool, *options: str) -> Path:
     """The library of these levels, compiled in `folder`; nothing is done again that is up to date.
-    options: further ones of CMake."""
+    emulated: level amx on tiles in memory. options: further ones of CMake."""
+    if "amx" in levels:  # the kernels that gain nothing from AMX are the next level's
+        levels = [*dict.fromkeys(("avx512_bf16", *levels))]
     torch = find_torch.find_for_build()
     cmake, ninja = find_cmake(), find_tool("ninja")
     if torch is None or cmake is None:
@@ -68,7 +56,8 @@ def build(folder: Path, levels: Sequence[str], *options: str) -> Path:
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     configure = [
         *(cmake, "-S", str(ROOT), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-DFLASHVL_LEVELS={';'.join(levels)}", f"-DFLASHVL_TORCH_DIR={torch.folder}", *options),
+        *(f"-DFLASHVL_LEVELS={';'.join(levels)}", f"-DFLASHVL_TORCH_DIR={torch.folder}"),
+        *(f"-DFLASHVL_EMULATED_TILES={'ON' if emulated else 'OFF'}", *options),
     ]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run([cmake, "--build", str(folder), "--parallel", "2"], check=True)
@@ -149,10 +138,7 @@ def main() -> int:
     chosen = options.level or offered
     if unknown := set(chosen) - set(offered):
         parser.error(f"--level {', '.join(unknown)}: this machine runs {', '.join(offered)}")
-    build(
-        *(BUILD, needed(offered, chosen), f"-DCMAKE_CXX_FLAGS={FLAGS}"),
-        EMULATED if emulated else EMULATED.replace("ON", "OFF"),
-    )
+    build(BUILD, chosen, emulated, f"-DCMAKE_CXX_FLAGS={FLAGS}")
     expression = f"({TESTS}) and ({options.k})" if options.k else TESTS
     clean = [check(level, expression, options.fuzz) for level in chosen]
     print(

@@ -11,6 +11,14 @@
   X(avx2, __VA_ARGS__)             \
   X(avx512, __VA_ARGS__) X(avx512_bf16, __VA_ARGS__) X(amx, __VA_ARGS__)
 
+// What the level being compiled has, whatever it is called.
+#if defined(FLASHVL_LEVEL_avx512_bf16) || defined(FLASHVL_LEVEL_amx)
+#define FLASHVL_HAS_AVX512_BF16
+#endif
+#if defined(FLASHVL_LEVEL_avx512) || defined(FLASHVL_HAS_AVX512_BF16)
+#define FLASHVL_HAS_AVX512
+#endif
+
 #define FLASHVL_DECLARE_KERNEL_AT(level, Signature, name)  \
   namespace level {                                        \
   [[gnu::weak, gnu::visibility("hidden")]] Signature name; \

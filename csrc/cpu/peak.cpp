@@ -45,7 +45,7 @@ int64_t fma_loop(int64_t rounds) {
   return int64_t{2} * kLanes * kUsed * kSteps;
 }
 
-#if defined(FLASHVL_LEVEL_avx512_bf16) || defined(FLASHVL_LEVEL_amx)
+#if defined(FLASHVL_HAS_AVX512_BF16)
 int64_t dot_loop(int64_t rounds) {
   F32 sums[kChains];
   for (int c = 0; c < kChains; ++c) sums[c] = zero();

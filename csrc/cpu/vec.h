@@ -31,10 +31,10 @@
 
 #include <cstdint>
 
+#include "levels.h"
 #include "types.h"
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16) || \
-    defined(FLASHVL_LEVEL_avx512)
+#if defined(FLASHVL_HAS_AVX512)
 #include "vec/avx512.h"
 #elif defined(FLASHVL_LEVEL_avx2)
 #include "vec/avx2.h"

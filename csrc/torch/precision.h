@@ -1,5 +1,5 @@
 // Whether fp32 products may round their numbers to bf16: PyTorch's setting, as
-// flashvl_kernels/precision.py last told it. A level that gains nothing from it does not.
+// flashvl_kernels/precision.py last told it. A level without such products does not.
 #pragma once
 
 namespace flashvl {

@@ -75,7 +75,8 @@ def libraries() -> dict[str, str]:
     """By level, the library that runs it here."""
     levels = extension.available_levels()
     found = dict.fromkeys(levels, extension.EXTENSION.path)
-    if levels and levels[-1] == "avx512_bf16" and shutil.which("c++"):
+    compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+    if levels[-1:] == ["avx512_bf16"] and compiler:
         command = [sys.executable, str(ROOT / "tools" / "emulate_tiles.py"), "--build"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ TOLD = "products may be in bf16"
 HERE = precision.has_bf16_products()
 
 needs_bf16 = pytest.mark.skipif(
-    not HERE, reason=f"level {extension.cpu_level()} multiplies bf16 no faster than fp32"
+    not HERE, reason=f"level {extension.cpu_level()} has no products of bf16"
 )
 needs_extension = pytest.mark.skipif(
     not extension.EXTENSION.loaded, reason=extension.EXTENSION.reason

@@ -56,8 +56,7 @@ struct WideRowStep {
 }  // namespace
 }  // namespace flashvl::cpu::FLASHVL_LEVEL
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16) || \
-    defined(FLASHVL_LEVEL_avx512)
+#if defined(FLASHVL_HAS_AVX512)
 #include "dot_avx512.h"
 #elif defined(FLASHVL_LEVEL_avx2)
 #include "dot_avx2.h"

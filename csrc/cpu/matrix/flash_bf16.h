@@ -3,7 +3,7 @@
 
 #include "flash_softmax.h"
 
-#if defined(FLASHVL_LEVEL_avx512_bf16) || defined(FLASHVL_LEVEL_amx)
+#if defined(FLASHVL_HAS_AVX512_BF16)
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {

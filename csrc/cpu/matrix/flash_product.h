@@ -12,7 +12,7 @@ namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
 // Accumulators: kFlashRows x 2 vectors. Scalar has 16 registers of 4 floats, so a vector takes two.
-#if defined(FLASHVL_FLASH_AVX512)
+#if defined(FLASHVL_HAS_AVX512)
 constexpr int kFlashRows = 8;
 #elif defined(FLASHVL_LEVEL_avx2)
 constexpr int kFlashRows = 4;

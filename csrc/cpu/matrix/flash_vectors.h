@@ -18,11 +18,6 @@ inline void fetch(const T* row, int64_t n) {
   for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(bytes + at, 0, 2);
 }
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16) || \
-    defined(FLASHVL_LEVEL_avx512)
-#define FLASHVL_FLASH_AVX512
-#endif
-
 // 2^x for x <= 1 or so; 0 at minus infinity, NaN stays NaN. The polynomial is a minimax fit on
 // [-1/2, 1/2], relative.
 inline F32 exp2_exact(F32 x) {
@@ -38,7 +33,7 @@ inline F32 exp2_exact(F32 x) {
   return scale_by_power(p, n);
 }
 
-#if defined(FLASHVL_FLASH_AVX512)
+#if defined(FLASHVL_HAS_AVX512)
 
 // The fraction above the whole number below x, and p times two to that number, are an instruction
 // each; both know what to do with infinities.

@@ -7,11 +7,9 @@
 // Reference: Intel SDM volume 2C, VDPBF16PS. Exists at levels avx512_bf16 and amx only.
 #pragma once
 
-#if defined(FLASHVL_LEVEL_avx512_bf16) || defined(FLASHVL_LEVEL_amx)
-
-#include <immintrin.h>
-
 #include "../vec.h"
+
+#if defined(FLASHVL_HAS_AVX512_BF16)
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {

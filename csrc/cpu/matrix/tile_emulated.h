@@ -1,5 +1,5 @@
 // tile.h in memory: what the instructions do, number for number, on any CPU with AVX512_BF16 and
-// VNNI. For tests; some hundred times slower than the registers.
+// VNNI. For tests, and slow.
 //
 // As strict as they are: tiles that nobody configured, or whose rows don't fit each other, end the
 // process, and rows that a configuration leaves out are zero after a load. Releasing forgets all.

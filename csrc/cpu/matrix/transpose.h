@@ -10,7 +10,7 @@
 namespace flashvl::cpu::FLASHVL_LEVEL {
 namespace {
 
-#if defined(FLASHVL_LEVEL_avx512_bf16) || defined(FLASHVL_LEVEL_amx)
+#if defined(FLASHVL_HAS_AVX512_BF16)
 constexpr bool kTransposes = true;
 
 // Word w of line l becomes word l of line w.

@@ -134,7 +134,7 @@ struct FloatBlock {
   }
 };
 
-#if defined(FLASHVL_LEVEL_avx512_bf16) || defined(FLASHVL_LEVEL_amx)
+#if defined(FLASHVL_HAS_AVX512_BF16)
 
 struct Bf16Pairs {
   __m512bh pairs;

@@ -3,10 +3,6 @@
 // there, only those are rounded by hand.
 #pragma once
 
-#if defined(FLASHVL_LEVEL_amx) || defined(FLASHVL_LEVEL_avx512_bf16)
-#define FLASHVL_CONVERTS_BF16
-#endif
-
 #include <immintrin.h>
 
 namespace flashvl::cpu::FLASHVL_LEVEL {
@@ -92,14 +88,14 @@ inline __m512i round_high_half(F32 a) {
                                  _mm512_set1_epi32(0x7fc00000));
 }
 
-#if defined(FLASHVL_CONVERTS_BF16)
+#if defined(FLASHVL_HAS_AVX512_BF16)
+constexpr int kSubnormal = 0x20;  // the class of vfpclassps
+
 inline bool has_subnormal(F32 a) {
-  constexpr int kSubnormal = 0x20;
   return __builtin_expect(_mm512_fpclass_ps_mask(a.lanes, kSubnormal) != 0, 0);
 }
 
 inline bool has_subnormal(F32 a, F32 b) {
-  constexpr int kSubnormal = 0x20;
   const __mmask16 in_a = _mm512_fpclass_ps_mask(a.lanes, kSubnormal);
   const __mmask16 in_b = _mm512_fpclass_ps_mask(b.lanes, kSubnormal);
   return __builtin_expect(!_kortestz_mask16_u8(in_a, in_b), 0);
@@ -117,7 +113,7 @@ inline __m512i interleave_halves(__m512i words) {
 #endif
 
 inline __m256i to_bf16(F32 a) {
-#if defined(FLASHVL_CONVERTS_BF16)
+#if defined(FLASHVL_HAS_AVX512_BF16)
   if (!has_subnormal(a)) return (__m256i)_mm512_cvtneps_pbh(a.lanes);
 #endif
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_high_half(a), 16));
@@ -125,7 +121,7 @@ inline __m256i to_bf16(F32 a) {
 
 // The bf16 of two vectors in turns: those of a in the lower halves of the lanes.
 inline __m512i to_bf16_in_turns(F32 a, F32 b) {
-#if defined(FLASHVL_CONVERTS_BF16)
+#if defined(FLASHVL_HAS_AVX512_BF16)
   if (!has_subnormal(a, b)) return interleave_halves(convert_both(a, b));
 #endif
   return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(round_high_half(a), 16),
@@ -177,7 +173,7 @@ inline void store_both(T* p, F32 a, F32 b) {
 
 template <>
 inline void store_both(BF16* p, F32 a, F32 b) {
-#if defined(FLASHVL_CONVERTS_BF16)
+#if defined(FLASHVL_HAS_AVX512_BF16)
   _mm512_storeu_si512(p, convert_both(a, b));
 #else
   store(p, a);
@@ -240,7 +236,7 @@ inline Two round_to(Two two) {
   return {round_to<T>(two.a), round_to<T>(two.b)};
 }
 
-#if defined(FLASHVL_CONVERTS_BF16)
+#if defined(FLASHVL_HAS_AVX512_BF16)
 template <>
 inline Two round_to<BF16>(Two two) {
   return from_bf16_in_turns(to_bf16_in_turns(two.a, two.b));

@@ -33,7 +33,7 @@ constexpr int kFraction = 22;
 constexpr int kTaps = 4;         // in a group
 constexpr int kGroupBytes = 16;  // of factors
 
-#if defined(FLASHVL_LEVEL_avx512) || defined(FLASHVL_LEVEL_avx512_bf16)
+#if defined(FLASHVL_HAS_AVX512)
 
 struct I32 {
   __m512i lanes;

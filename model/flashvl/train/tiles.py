@@ -80,9 +80,9 @@ RANDOM = "random"
 SECOND = "pixel_shuffle.safetensors"
 PROGRESS_EVERY = 1000  # steps
 PROGRESS_CASES, PROGRESS_SEED = 50, 611  # of each family
-# Steps of each stage that --minutes is reckoned from, and those before them: workers that draw
-# ahead load fonts first, and policies differ fourfold in what they cost.
-TRIALS, BEFORE = 12, 4
+# Steps of each stage that --minutes runs: the first few wait for workers that are loading fonts;
+# policies differ sixfold in FLOPs (docs/stitching.md), so one step says little of the next.
+UNTIMED, TIMED = 4, 12
 
 
 @dataclass(frozen=True)
@@ -339,13 +339,13 @@ def scale_for(minutes: float, make: Callable[[Path, float], Trainer]) -> float:
             stage = trial.stages[number]
             trial.enter(number)
             trial.step = stage.steps // 2  # where texts are as long as they get
-            source = trial.batches(stage, trial.steps_done, BEFORE + TRIALS)
-            for batch in islice(source, BEFORE):
+            source = trial.batches(stage, trial.steps_done, UNTIMED + TIMED)
+            for batch in islice(source, UNTIMED):
                 trial.learn(stage, batch)
             begin = time.monotonic()
             for batch in source:
                 trial.learn(stage, batch)
-            seconds += stage.steps * (time.monotonic() - begin) / TRIALS
+            seconds += stage.steps * (time.monotonic() - begin) / TIMED
     return min(1.0, math.floor(100 * minutes * 60 / seconds) / 100)
 
 
